@@ -1,0 +1,145 @@
+"""Impressions: synthetic images, the soft targets that go with them, and where they came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from fedimpr.errors import FedimprError
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where impressions came from.
+
+    Attributes:
+        teacher: what was mined, e.g. ``"ensemble of 10"``.
+        method: name of the synthesizer.
+        round: federated round, counted from 1; 0 outside a federation.
+        seed: seed of the run.
+    """
+
+    teacher: str
+    method: str
+    round: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Impressions:
+    """A batch of impressions.
+
+    Attributes:
+        images: (N, C, H, W) float32 in [0, 1].
+        targets: (N, K) soft targets, rows sum to one: the teacher's softmax at the synthesizer's temperature.
+        labels: (N,) int64, the class each image was asked to show.
+        teacher_passes: images that went through the teacher to make these (an ensemble of M counts once).
+
+    Raises:
+        FedimprError: shapes disagree, a value is not finite, or a pixel lies outside [0, 1].
+    """
+
+    images: Tensor
+    targets: Tensor
+    labels: Tensor
+    teacher_passes: int
+
+    def __post_init__(self) -> None:
+        n = len(self.images)
+        if self.images.dim() != 4 or self.targets.dim() != 2 or self.labels.shape != (n,) or len(self.targets) != n:
+            shapes = tuple(tuple(t.shape) for t in (self.images, self.targets, self.labels))
+            raise FedimprError("impressions need images (N, C, H, W), targets (N, K) and labels (N,)", stage="synthesis", value=shapes)
+        if n and not bool(self.images.isfinite().all() & self.targets.isfinite().all()):
+            raise FedimprError("impressions are not finite", stage="synthesis", remedy="Lower the synthesizer's learning rate.")
+        if n and not (float(self.images.min()) >= 0 and float(self.images.max()) <= 1):
+            span = (float(self.images.min()), float(self.images.max()))
+            raise FedimprError("impressions leave the range [0, 1]", stage="synthesis", value=span)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class Bank:
+    """The bounded memory that holds impressions over batches, rounds and tasks: first in, first out, on the device of what it is given.
+
+    Args:
+        capacity: how many impressions it holds at most, >= 1.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise FedimprError("a bank must hold at least one impression", value=capacity)
+        self.capacity = capacity
+        self.added = 0
+        self.sources: list[Source] = []
+        self._rows: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        return min(self.added, self.capacity)
+
+    def add(self, impressions: Impressions, source: Source) -> None:
+        """Take impressions in; the oldest leave once the capacity is reached."""
+        if source not in self.sources:
+            self.sources.append(source)
+        origin = torch.full_like(impressions.labels, self.sources.index(source))
+        new = {"images": impressions.images, "targets": impressions.targets, "labels": impressions.labels, "origins": origin}
+        new = {key: rows[-self.capacity :].detach() for key, rows in new.items()}
+        count = len(new["labels"])
+        if not self._rows:
+            self._rows = {key: rows.new_zeros(self.capacity, *rows.shape[1:]) for key, rows in new.items()}
+        places = torch.arange(self.added, self.added + count, device=impressions.images.device) % self.capacity
+        for key, rows in new.items():
+            self._rows[key][places] = rows
+        self.added += count
+
+    def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw ``count`` impressions with replacement: images (count, C, H, W) and targets (count, K).
+
+        Raises:
+            FedimprError: the bank is empty.
+        """
+        if not len(self):
+            raise FedimprError("the bank is empty", stage="distillation", remedy="Add impressions before drawing from it.")
+        images = self._rows["images"]
+        places = torch.randint(len(self), (count,), generator=generator).to(images.device)
+        return images[places], self._rows["targets"][places]
+
+    @property
+    def images(self) -> Tensor:
+        """All held images, (len(self), C, H, W)."""
+        return self._rows["images"][: len(self)]
+
+    @property
+    def targets(self) -> Tensor:
+        """All held soft targets, (len(self), K)."""
+        return self._rows["targets"][: len(self)]
+
+    @property
+    def labels(self) -> Tensor:
+        """The wanted classes of all held images, (len(self),)."""
+        return self._rows["labels"][: len(self)]
+
+    def source_of(self, place: int) -> Source:
+        """Where the image at ``place`` in :attr:`images` came from."""
+        return self.sources[int(self._rows["origins"][place])]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything a later run needs to go on, as tensors (the sources as JSON in bytes)."""
+        note = json.dumps({"added": self.added, "capacity": self.capacity, "sources": [asdict(source) for source in self.sources]})
+        held = {key: rows[: len(self)].clone() for key, rows in self._rows.items()}
+        return {**held, "note": torch.tensor(list(note.encode()), dtype=torch.uint8)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`state_dict` gave; the capacity becomes the saved one."""
+        note = json.loads(bytes(state["note"].tolist()))
+        self.capacity, self.added = note["capacity"], note["added"]
+        self.sources = [Source(**source) for source in note["sources"]]
+        self._rows = {}
+        for key, rows in state.items():
+            if key != "note":
+                self._rows[key] = rows.new_zeros(self.capacity, *rows.shape[1:])
+                self._rows[key][: len(rows)] = rows

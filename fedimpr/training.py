@@ -1,0 +1,76 @@
+"""Local training: a client's model learns from the client's own images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fedimpr import seeds
+from fedimpr.data import Images
+from fedimpr.errors import ConfigError, FedimprError
+from fedimpr.synthesis.base import device_of
+from fedimpr.views import Views
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalTraining:
+    """Cross-entropy by SGD with momentum.
+
+    Attributes:
+        epochs: passes over the client's images.
+        batch_size: images per step; a last batch of a single image is left out, since batch norm cannot use it.
+        lr: constant learning rate.
+        momentum: in [0, 1).
+        weight_decay: >= 0.
+        clip: largest norm of a step's gradient.
+        views: augmentation of the images.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    clip: float
+    views: Views
+
+    def __post_init__(self) -> None:
+        for key in ("epochs", "batch_size", "lr", "clip"):
+            if getattr(self, key) <= 0:
+                raise ConfigError(key, getattr(self, key), "a number > 0")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError("momentum", self.momentum, "a number in [0, 1)")
+
+    def __call__(self, model: nn.Module, data: Images, generator: torch.Generator) -> dict[str, float]:
+        """Train ``model`` in place; return ``{"loss": mean over the last epoch, "accuracy": share of its views classified rightly}``.
+
+        Raises:
+            FedimprError: the loss is not finite.
+        """
+        device = device_of(model)
+        sgd = torch.optim.SGD(model.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay)
+        model.train()
+        totals = torch.zeros(3, device=device)  # loss, hits, images of the present epoch
+        with seeds.isolated(seeds.draw_seed(generator)):  # for models with dropout
+            for _ in range(self.epochs):
+                totals.zero_()
+                for places in torch.randperm(len(data), generator=generator).split(self.batch_size):
+                    if len(places) == 1 < len(data):
+                        continue
+                    images, labels = (part.to(device, non_blocking=True) for part in data.batch(places))
+                    logits = model(self.views(images, generator))
+                    loss = F.cross_entropy(logits, labels)
+                    sgd.zero_grad()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    nn.utils.clip_grad_norm_(model.parameters(), self.clip)
+                    sgd.step()
+                    hits = (logits.argmax(1) == labels).sum()
+                    totals += torch.stack([loss.detach() * len(labels), hits, torch.tensor(float(len(labels)), device=device)])
+        model.eval()
+        loss_sum, hits_sum, seen = totals.tolist()
+        if not loss_sum == loss_sum or loss_sum == float("inf"):
+            raise FedimprError("the loss is not finite", stage="local training", value=loss_sum, remedy="Lower training.lr.")
+        return {"loss": loss_sum / seen, "accuracy": hits_sum / seen}

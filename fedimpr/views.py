@@ -1,0 +1,61 @@
+"""Random views of images: shifts, crops, rotations and flips of a whole batch in one differentiable resampling."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedimpr import seeds
+from fedimpr.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """A distribution over views; each image of a batch gets its own.
+
+    Attributes:
+        shift: largest shift along either axis as a fraction of the image's side, in [0, 1]. Shifts are whole pixels and vacated
+            pixels are black: a crop after padding, as for CIFAR with ``4 / 32``.
+        scale: (least, largest) share of the image's area that a view shows, 0 < least <= largest <= 1; the shown part is placed at random and
+            resized to the whole. (1, 1) shows everything.
+        rotation: largest rotation either way, degrees (of square images).
+        flip: whether half of the views are mirrored left to right.
+    """
+
+    shift: float
+    scale: tuple[float, float]
+    rotation: float
+    flip: bool
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.shift <= 1:
+            raise ConfigError("shift", self.shift, "a number in [0, 1]")
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ConfigError("scale", self.scale, "two numbers, 0 < least <= largest <= 1")
+        if not 0 <= self.rotation <= 180:
+            raise ConfigError("rotation", self.rotation, "degrees in [0, 180]")
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Views (N, C, H, W) of images (N, C, H, W), differentiable with respect to the images."""
+        if self.shift == 0 and self.scale == (1, 1) and self.rotation == 0 and not self.flip:
+            return images
+        n, _, height, width = images.shape
+        source = seeds.on_device(generator, images.device)
+        u = torch.rand(n, 7, generator=source, device=images.device)
+        side = (self.scale[0] + (self.scale[1] - self.scale[0]) * u[:, 0]).sqrt()
+        angle = math.radians(self.rotation) * (2 * u[:, 1] - 1)
+        mirror = torch.where(u[:, 2] < 0.5, -1.0, 1.0) if self.flip else torch.ones_like(side)
+        # In grid_sample's coordinates an image spans [-1, 1], so a pixel is 2 / side wide.
+        size = torch.tensor([width, height], device=images.device)
+        reach = (self.shift * size).floor()
+        shift = ((2 * u[:, 3:5] - 1) * (reach + 0.5)).round() * 2 / size
+        room = (1 - side)[:, None] * (1 - 1 / size)  # a crop's outermost samples stay on pixel centres, so no black bleeds in
+        offset = shift + room * (2 * u[:, 5:7] - 1)
+        cos, sin = side * angle.cos(), side * angle.sin()
+        rows = torch.stack([cos * mirror, -sin, offset[:, 0], sin * mirror, cos, offset[:, 1]], 1)
+        grid = F.affine_grid(rows.view(n, 2, 3), list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -1,0 +1,72 @@
+"""Random views."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedimpr.errors import ConfigError
+from fedimpr.views import Views
+
+STILL = {"shift": 0.0, "scale": (1.0, 1.0), "rotation": 0.0, "flip": False}
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_without_any_freedom_a_view_is_the_image() -> None:
+    images = torch.rand(3, 1, 8, 8)
+    assert Views(**STILL)(images, generator()) is images
+
+
+def test_shifts_are_whole_pixels_and_leave_black() -> None:
+    """An image with one white pixel keeps one white pixel, moved by at most shift * side = 2 pixels along either axis."""
+    images = torch.zeros(200, 1, 8, 8)
+    images[:, :, 4, 4] = 1
+    moved = Views(**{**STILL, "shift": 0.25})(images, generator())
+    torch.testing.assert_close(moved.sum((1, 2, 3)), torch.ones(200))
+    places = moved.flatten(1).argmax(1)
+    rows, columns = places // 8, places % 8
+    for axis in (rows, columns):
+        assert sorted(axis.unique().tolist()) == [2, 3, 4, 5, 6]
+
+
+def test_a_flip_mirrors_about_half_of_the_images() -> None:
+    images = torch.rand(400, 1, 4, 4)
+    views = Views(**{**STILL, "flip": True})(images, generator())
+    mirrored = (views - images.flip(3)).abs().amax((1, 2, 3)) < 1e-5
+    same = (views - images).abs().amax((1, 2, 3)) < 1e-5
+    assert bool((mirrored ^ same).all()) and 150 < int(mirrored.sum()) < 250
+
+
+def test_a_crop_shows_a_part_of_the_image() -> None:
+    """A quarter of a horizontal ramp 0 ... 1 is half as wide, so it spans about half of the ramp."""
+    ramp = torch.linspace(0, 1, 32).expand(100, 1, 32, 32)
+    views = Views(**{**STILL, "scale": (0.25, 0.25)})(ramp, generator())
+    span = views.amax(3) - views.amin(3)
+    assert float(span.min()) > 0.4 and float(span.max()) < 0.55
+    assert float(views.mean((1, 2, 3)).std()) > 0.05  # placed at random
+
+
+def test_a_half_turn_by_rotation_of_180_degrees_stays_in_range() -> None:
+    views = Views(**{**STILL, "rotation": 180.0})(torch.rand(20, 3, 9, 9), generator())
+    assert float(views.min()) >= 0 and float(views.max()) <= 1 + 1e-6
+
+
+@given(st.integers(0, 2**31), st.floats(0, 0.5), st.floats(0.1, 1.0), st.floats(0, 90), st.booleans())
+def test_same_generator_same_views_and_gradients_flow(seed: int, shift: float, least: float, rotation: float, flip: bool) -> None:
+    views = Views(shift=shift, scale=(least, 1.0), rotation=rotation, flip=flip)
+    images = torch.rand(2, 1, 6, 6, generator=generator(1)).requires_grad_()
+    one, two = views(images, generator(seed)), views(images, generator(seed))
+    assert torch.equal(one, two) and one.shape == images.shape
+    one.sum().backward()
+    assert bool(images.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("wrong", [{"shift": 2.0}, {"scale": (0.0, 1.0)}, {"scale": (1.0, 0.5)}, {"rotation": -1.0}])
+def test_impossible_views_are_refused(wrong: dict) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        Views(**{**STILL, **wrong})
