@@ -1,0 +1,159 @@
+"""Data-free ensemble distillation: the clients' models become an ensemble, impressions are mined from it, and a student learns from them.
+
+One round of it is one-shot federated learning in the sense of DENSE (Zhang et al., NeurIPS 2022), with the generator replaced by any synthesizer. Several methods can
+be compared on the same updates; the first one's student is the global model that a next round starts from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor, nn
+
+from fedimpr import seeds
+from fedimpr.distillation import Distillation, Mining, mine_and_distil
+from fedimpr.ensemble import Ensemble
+from fedimpr.errors import ConfigError
+from fedimpr.impressions import Bank, Source
+from fedimpr.synthesis import Synthesizer
+from fedimpr.update import Update, average
+from strategies.cohort import collect, roll_call
+from strategies.federation import Federation, check_minimum, instructions, loaded, under
+from strategies.watch import Cost
+
+Weighting = Literal["uniform", "examples", "label_counts"]
+
+
+@dataclass(kw_only=True)
+class Method:
+    """One way to a student.
+
+    Attributes:
+        synthesizer: mines the impressions.
+        mining: how many, and when.
+    """
+
+    synthesizer: Synthesizer
+    mining: Mining
+
+
+class DataFree(Strategy):
+    """Ensemble the updates, mine impressions from the ensemble, distil it into the global model.
+
+    Args:
+        federation: who takes part.
+        methods: by name; the first one's student becomes the global model.
+        distillation: how students learn.
+        weighting: of the ensemble's members: ``"uniform"``, by number of ``"examples"``, or per class by ``"label_counts"``, which clients must consent to send.
+        minimum_updates: good updates below which a round fails.
+        timeout: seconds to wait for the clients of a round.
+    """
+
+    def __init__(
+        self,
+        *,
+        federation: Federation,
+        methods: Mapping[str, Method],
+        distillation: Distillation,
+        weighting: Weighting,
+        minimum_updates: int,
+        timeout: float,
+    ) -> None:
+        if not methods:
+            raise ConfigError("synthesis", "nothing", "one method or more, e.g. synthesis=[di,cmi]")
+        check_minimum(minimum_updates, federation.clients)
+        self.federation, self.methods, self.distillation = federation, dict(methods), distillation
+        self.weighting, self.minimum_updates, self.timeout = weighting, minimum_updates, timeout
+        self.banks = {name: Bank(method.mining.capacity) for name, method in methods.items()}
+        self.hosts: dict[int, int] = {}
+        self.started = time.monotonic()
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """One message a client: the global weights where it has the global architecture, the round and the settings."""
+        self.started = time.monotonic()
+        self.hosts = self.hosts or roll_call(grid, self.federation.clients)
+        self.sent = arrays.to_torch_state_dict()
+        return instructions(self.federation, self.hosts, self.sent, server_round)
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
+        """The round's student of the first method, and how many updates were good.
+
+        Raises:
+            UpdateError: too few good updates.
+        """
+        fed, watch = self.federation, self.federation.watch
+        updates = collect(replies, self.hosts, server_round, lambda p: fed.build(p).state_dict(), self.minimum_updates, watch.excluded)
+        members = [loaded(fed.build(update.partition), update.weights).to(fed.device) for update in updates]
+        watch.updates(server_round, updates, members, time.monotonic() - self.started)
+        if all(update.weights.keys() == self.sent.keys() for update in updates):
+            start = time.monotonic()
+            mean = loaded(fed.build(None), average(updates)).to(fed.device)
+            watch.candidate(server_round, "one-shot FedAvg" if server_round == 1 else "FedAvg", mean, Cost(time.monotonic() - start))
+
+        start = time.monotonic()
+        ensemble = Ensemble(members, self._weights(updates)).to(fed.device)
+        watch.candidate(server_round, f"{self.weighting} ensemble", ensemble, Cost(time.monotonic() - start))
+        students = {name: self._student(name, ensemble, server_round) for name in self.methods}
+        return ArrayRecord(next(iter(students.values())).cpu().state_dict()), MetricRecord({"updates": len(updates)})  # type: ignore[arg-type]
+
+    def _student(self, name: str, ensemble: Ensemble, round: int) -> nn.Module:
+        fed, method, bank = self.federation, self.methods[name], self.banks[name]
+        start = time.monotonic()
+        student = loaded(fed.build(None), self.sent).to(fed.device)
+        passes = mine_and_distil(
+            ensemble,
+            student,
+            method.synthesizer,
+            mining=method.mining,
+            distillation=self.distillation,
+            bank=bank,
+            source=Source(f"ensemble of {len(ensemble)}", name, round, fed.seed),
+            shape=fed.shape,
+            generator=seeds.generator(fed.seed, f"server/{name}", round),
+            progress=lambda stage, done, total, **info: fed.watch.progress(f"{stage} {name}", done, total, **info),
+        )
+        cost = Cost(time.monotonic() - start, method.mining.images, passes, self.distillation.steps, self.distillation.batch_size)
+        fed.watch.mined(round, name, bank, ensemble)
+        fed.watch.candidate(round, f"student by {name.upper()}", student, cost)
+        return student
+
+    def _weights(self, updates: list[Update]) -> Tensor | None:
+        if self.weighting == "uniform":
+            return None
+        if self.weighting == "examples":
+            return torch.tensor([update.examples for update in updates])
+        silent = [update.partition for update in updates if update.label_counts is None]
+        if silent:
+            raise ConfigError("strategy.weighting", "label_counts", f"that clients consent: client {silent[0]} sent none; set send_label_counts=true")
+        return torch.stack([update.label_counts for update in updates if update.label_counts is not None])
+
+    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """No client evaluates."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
+        """Nothing to aggregate."""
+
+    def summary(self) -> None:
+        """Nothing to log: the watch is told everything."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the next round needs beside the global weights: every method's memory and bank."""
+        state = {}
+        for name, method in self.methods.items():
+            state |= {f"{name}/synthesizer/{key}": value for key, value in method.synthesizer.state_dict().items()}
+            state |= {f"{name}/bank/{key}": value for key, value in self.banks[name].state_dict().items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        for name, method in self.methods.items():
+            method.synthesizer.load_state_dict(under(state, f"{name}/synthesizer/"))
+            self.banks[name].load_state_dict(under(state, f"{name}/bank/"))

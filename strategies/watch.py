@@ -1,0 +1,51 @@
+"""What a strategy tells those who watch: they evaluate, draw and write; the strategy does none of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import nn
+
+from fedimpr.errors import UpdateError
+from fedimpr.impressions import Bank
+from fedimpr.update import Update
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a global model cost the server.
+
+    Attributes:
+        seconds: wall time.
+        images: impressions mined.
+        teacher_passes: images that went through the teacher.
+        steps: optimiser steps of the student.
+        batch: images per step.
+    """
+
+    seconds: float
+    images: int = 0
+    teacher_passes: int = 0
+    steps: int = 0
+    batch: int = 0
+
+
+class Watch(Protocol):
+    """Called in the order of the work; each method may raise only to stop the run."""
+
+    def progress(self, stage: str, done: int, total: int, **info: object) -> None:
+        """``done`` of ``total`` steps of ``stage`` are finished."""
+
+    def excluded(self, error: UpdateError) -> None:
+        """A client's answer is left out."""
+
+    def updates(self, round: int, updates: Sequence[Update], members: Sequence[nn.Module], seconds: float) -> None:
+        """The good updates of a round and the models they make; ``seconds`` since the round's start."""
+
+    def candidate(self, round: int, name: str, model: nn.Module, cost: Cost) -> None:
+        """A model for all clients is ready: the average, the ensemble, or a student."""
+
+    def mined(self, round: int, method: str, bank: Bank, teacher: nn.Module) -> None:
+        """A method has mined its impressions of this round."""
