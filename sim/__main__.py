@@ -1,0 +1,66 @@
+"""The command line: ``python -m sim experiment=<name> [group=choice] [key=value]``, also installed as ``fedimpr``; ``-m`` sweeps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+from sim.environment import quiet
+
+quiet()
+
+import hydra  # noqa: E402 - the environment must be set before Hydra, Flower or PyTorch read it
+from hydra.core.hydra_config import HydraConfig  # noqa: E402
+from hydra.errors import HydraException  # noqa: E402
+from omegaconf import DictConfig, OmegaConf  # noqa: E402
+from omegaconf.errors import OmegaConfBaseException  # noqa: E402
+
+from fedimpr.errors import FedimprError  # noqa: E402
+from sim.config import CONFIGS, from_tree  # noqa: E402
+
+
+failures: list[str] = []
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
+def hydra_main(config: DictConfig) -> None:
+    """One run; of a sweep, one point. What fails is told in one line and does not keep the next point from running."""
+    try:
+        settings = from_tree(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+        if settings.runtime["name"] == "flower":
+            from sim.flower import run
+
+            if status := run(list(HydraConfig.get().overrides.task), clients=settings.clients):
+                failures.append(f"flwr run ended with status {status}")
+        else:
+            from sim.local import run_local  # PyTorch and Flower take seconds to import: --help must not wait for them
+
+            run_local(settings)
+    except (FedimprError, OmegaConfBaseException) as error:
+        failures.append(f"error: {' '.join(str(error).split())}")
+        print(failures[-1], file=sys.stderr)
+
+
+def main() -> None:
+    """Run, and turn every expected failure into one line and exit status 1 (130 when interrupted)."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through to here instead of printing them in four lines
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        hydra_main()
+    except (HydraException, OmegaConfBaseException) as error:
+        from sim.config import in_one_line
+
+        sys.exit(f"error: {in_one_line(error, sys.argv[1:])}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(1 if failures else 0)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(f"signal {number}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""Configuration: composed by Hydra, checked before anything starts, and turned into objects.
+
+A node with ``_target_`` becomes a call of that class or function. Its signature is the schema: an unknown key, a missing one or a value of another type is one line that names the
+dotted key, the value and what is allowed; what the class itself refuses gets the key's full path.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import inspect
+import json
+import re
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from fedimpr.errors import ConfigError
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The keys at the top of the configuration; groups are kept as plain mappings until they are built.
+
+    Attributes:
+        name: of the experiment; names the result folder.
+        seed: of the run.
+        clients: how many.
+        minimum: images that every client has at least.
+        rounds: federated rounds.
+        send_label_counts: whether clients consent to send how many images of each class they hold.
+        output: the result folder.
+        resume: a result folder to go on from, or nothing.
+        device: ``cpu``, ``cuda`` or ``auto``.
+        dataset: what :func:`fedimpr.data.load` takes, beside what models need to know of it.
+        partition: a recipe.
+        model: name and options of the global model.
+        client_models: models dealt to the partitions in turn; nothing means the global one for all.
+        training: local training.
+        synthesis: methods by name.
+        distillation: how students learn.
+        strategy: a strategy.
+        runtime: the runner and its resources.
+    """
+
+    name: str
+    seed: int
+    clients: int
+    minimum: int
+    rounds: int
+    send_label_counts: bool
+    output: str
+    resume: str | None
+    device: Literal["auto", "cpu", "cuda"]
+    dataset: Mapping[str, Any]
+    partition: Mapping[str, Any]
+    model: Mapping[str, Any]
+    client_models: Sequence[Mapping[str, Any]] | None
+    training: Mapping[str, Any]
+    synthesis: Mapping[str, Any]
+    distillation: Mapping[str, Any]
+    strategy: Mapping[str, Any]
+    runtime: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        for key in ("clients", "minimum", "rounds"):
+            if getattr(self, key) < 1:
+                raise ConfigError(key, getattr(self, key), "an integer >= 1")
+        if self.seed < 0:
+            raise ConfigError("seed", self.seed, "an integer >= 0")
+        if self.client_models is not None and not self.client_models:
+            raise ConfigError("client_models", [], "null, or a list of one model or more")
+        if self.client_models and self.rounds > 1:
+            raise ConfigError("rounds", self.rounds, "1, where clients have models of their own (client_models)")
+
+    def to_json(self) -> str:
+        """The settings as JSON in the order of the configuration, which decides whose student leads; :func:`from_json` reads them."""
+        return json.dumps({key: getattr(self, key) for key in self.__dataclass_fields__})
+
+    def hash(self) -> str:
+        """SHA-256 over all that decides a result: everything but where it is written, run and resumed from."""
+        tree = json.loads(self.to_json())
+        for key in ("output", "resume", "runtime"):
+            del tree[key]
+        return hashlib.sha256(json.dumps(tree).encode()).hexdigest()
+
+
+def from_json(text: str) -> Settings:
+    """Settings from what :meth:`Settings.to_json` gave, checked."""
+    return from_tree(json.loads(text))
+
+
+def from_tree(tree: Mapping[str, Any]) -> Settings:
+    """Settings from a composed and resolved configuration.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value is of a wrong type or out of range.
+    """
+    settings: Settings = call(Settings, tree, "")
+    return settings
+
+
+def composed(overrides: Sequence[str]) -> Settings:
+    """Compose ``configs/config.yaml`` with Hydra overrides such as ``["experiment=demo", "seed=1"]``, outside of a Hydra main."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("config", overrides=list(overrides))
+    return from_tree(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+
+
+def construct(node: Mapping[str, Any], path: str, **given: Any) -> Any:
+    """Build what a node with ``_target_`` describes.
+
+    Args:
+        node: the mapping; nested nodes with ``_target_`` are built first.
+        path: its dotted key.
+        **given: arguments that do not come from the configuration.
+
+    Raises:
+        ConfigError: as :func:`from_tree`.
+    """
+    target = node.get("_target_")
+    if not isinstance(target, str):
+        raise ConfigError(f"{path}._target_", target, "the dotted name of a class or function")
+    module, _, name = target.rpartition(".")
+    try:
+        callee = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{path}._target_", target, f"the dotted name of a class or function ({error})") from None
+    return call(callee, {key: value for key, value in node.items() if key != "_target_"}, path, **given)
+
+
+def call(callee: Any, values: Mapping[str, Any], path: str, **given: Any) -> Any:
+    """Call ``callee`` with values checked against its signature; see :func:`construct`."""
+    prefix = f"{path}." if path else ""
+    parameters = inspect.signature(callee).parameters
+    hints = get_type_hints(callee.__init__ if inspect.isclass(callee) else callee)
+    for key in values:
+        if key not in parameters:
+            near = difflib.get_close_matches(key, parameters, 1)
+            raise ConfigError(f"{prefix}{key}", values[key], f"one of {', '.join(p for p in parameters if p not in given)}" + (f"; did you mean {near[0]}?" if near else ""))
+    for key, parameter in parameters.items():
+        if key not in values and key not in given and parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD:
+            raise ConfigError(f"{prefix}{key}", None, f"a value ({_named(hints[key])}); it is missing")
+    built = {key: _converted(value, hints[key], f"{prefix}{key}") for key, value in values.items()}
+    try:
+        return callee(**built, **given)
+    except ConfigError as error:
+        if not path or error.key.startswith(prefix) or "." in error.key:
+            raise
+        raise ConfigError(f"{prefix}{error.key}", error.value, error.allowed) from None
+
+
+def _converted(value: Any, hint: Any, key: str) -> Any:
+    """The value as the annotated type, or a ConfigError; YAML's lists become tuples where tuples are asked for."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    wrong = ConfigError(key, value, _named(hint))
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        for argument in arguments:
+            try:
+                return _converted(value, argument, key)
+            except ConfigError:
+                continue
+        raise wrong
+    if origin is Literal:
+        if value not in arguments:
+            raise wrong
+        return value
+    container = origin if inspect.isclass(origin) else hint
+    if isinstance(value, Mapping) and "_target_" in value and container is not Mapping:
+        return construct(value, key)
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or (arguments[-1] is not Ellipsis and len(value) != len(arguments)):
+            raise wrong
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        return tuple(_converted(item, kind, f"{key}[{i}]") for i, (item, kind) in enumerate(zip(value, kinds, strict=True)))
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, str, bool):
+        if type(value) is not hint:
+            raise wrong
+        return value
+    if container is Any or not inspect.isclass(container):
+        return value
+    if not isinstance(value, container) or (isinstance(value, str) and container is not str):
+        raise wrong
+    return value
+
+
+def _named(hint: Any) -> str:
+    """A type in plain words."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_named(argument) for argument in arguments)
+    if origin is Literal:
+        return " or ".join(repr(argument) for argument in arguments)
+    if origin is tuple:
+        if arguments[-1] is Ellipsis:
+            return f"a list, each {_named(arguments[0])}"
+        return f"a list of {len(arguments)}: " + ", ".join(_named(argument) for argument in arguments)
+    words = {int: "an integer", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+    if hint in words:
+        return words[hint]
+    if inspect.isclass(origin) and issubclass(origin, Mapping) or hint is dict:
+        return "a mapping"
+    if inspect.isclass(origin) and issubclass(origin, Sequence):
+        return "a list"
+    return f"a {getattr(hint, '__name__', hint)} (a mapping with _target_)"
+
+
+def in_one_line(error: Exception, arguments: Sequence[str]) -> str:
+    """What Hydra says of a wrong command line in several lines: the key, the value and what is allowed."""
+    text = str(error)
+    options = getattr(error, "options", None)
+    if options is not None:
+        group, _, choice = str(getattr(error, "missing_cfg_file", "")).rpartition("/")
+        return str(ConfigError(group or "config", choice, "one of " + ", ".join(sorted(options))))
+    if found := re.search(r"Could not override '([^']+)'", text):
+        key = found[1]
+        value = next((a.partition("=")[2] for a in arguments if a.lstrip("+~").partition("=")[0] == key), None)
+        near = difflib.get_close_matches(key, _keys(), 3, cutoff=0.5)
+        return str(ConfigError(key, value, "a key of the configuration" + (f"; did you mean {' or '.join(near)}?" if near else " (see --cfg job)")))
+    return " ".join(text.split())
+
+
+def _keys() -> list[str]:
+    """Every dotted key of the configuration without overrides."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        tree = OmegaConf.to_container(compose("config"), resolve=False)
+    keys: list[str] = []
+    waiting: list[tuple[str, Any]] = [("", tree)]
+    for path, node in waiting:
+        if isinstance(node, dict):
+            waiting += [(f"{path}.{key}" if path else str(key), part) for key, part in node.items()]
+        if path:
+            keys.append(path)
+    return keys

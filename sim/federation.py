@@ -1,0 +1,133 @@
+"""From settings to the parts of a federation; client and server build theirs from the same settings."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedimpr import models, seeds
+from fedimpr.data import Dataset, load
+from fedimpr.data.partition import Partition, deal
+from fedimpr.errors import ConfigError
+from sim.config import Settings, call, construct
+from strategies import Federation, Method, Watch
+from strategies.rounds import Resumable
+
+# What a data set's yaml says for models and views; the rest is for the loader.
+FOR_MODELS = ("mean", "std", "flip")
+
+
+def dataset_of(settings: Settings) -> Dataset:
+    """The data set, read once per process."""
+    return _dataset(_for_loader(settings))
+
+
+def partition_of(settings: Settings) -> Partition:
+    """Who holds which training images, dealt once per process."""
+    keys = ("partition", "clients", "minimum", "seed")
+    return _partition(json.dumps({"data": _for_loader(settings), **{key: getattr(settings, key) for key in keys}}))
+
+
+def _for_loader(settings: Settings) -> str:
+    return json.dumps({key: value for key, value in settings.dataset.items() if key not in FOR_MODELS})
+
+
+@functools.lru_cache(maxsize=1)
+def _dataset(text: str) -> Dataset:
+    dataset: Dataset = call(load, json.loads(text), "dataset")
+    return dataset
+
+
+@functools.lru_cache(maxsize=1)
+def _partition(text: str) -> Partition:
+    tree = json.loads(text)
+    recipe = construct(tree["partition"], "partition")
+    data = _dataset(tree.pop("data"))
+    return deal(recipe, data.train, clients=tree["clients"], minimum=tree["minimum"], seed=tree["seed"], dataset=data.name)
+
+
+def build_model(settings: Settings, partition: int | None) -> nn.Module:
+    """A fresh model of a partition's architecture; ``None`` asks for the global one. All start from the seed's weights."""
+    node: Mapping[str, Any] = settings.model
+    if partition is not None and settings.client_models:
+        node = settings.client_models[partition % len(settings.client_models)]
+    for key in ("name", "options"):
+        if key not in node:
+            raise ConfigError(f"model.{key}", None, "a value; it is missing")
+    data = settings.dataset
+    return models.build(
+        node["name"],
+        shape=tuple(data["shape"]),
+        classes=data["classes"],
+        mean=data["mean"],
+        std=data["std"],
+        seed=seeds.derive(settings.seed, "model"),
+        **node["options"],
+    )
+
+
+def methods_of(settings: Settings) -> dict[str, Method]:
+    """The synthesis methods by name."""
+    return {name: call(Method, node, f"synthesis.{name}") for name, node in settings.synthesis.items()}
+
+
+def strategy_of(settings: Settings, watch: Watch) -> Resumable:
+    """The strategy; those that mine get the methods and the distillation."""
+    federation = Federation(
+        clients=settings.clients,
+        seed=settings.seed,
+        settings=settings.to_json(),
+        build=functools.partial(build_model, settings),
+        shape=tuple(settings.dataset["shape"]),
+        device=device_of(settings),
+        watch=watch,
+    )
+    given: dict[str, Any] = {"federation": federation}
+    if settings.strategy.get("_target_") == "strategies.DataFree":
+        given |= {"methods": methods_of(settings), "distillation": construct(settings.distillation, "distillation")}
+    strategy: Resumable = construct(settings.strategy, "strategy", **given)
+    return strategy
+
+
+def device_of(settings: Settings) -> torch.device:
+    """The device that ``device`` names; ``auto`` is the first GPU, or the CPU without one.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device", "cuda", "cpu or auto on a machine without a CUDA device")
+    name = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def check(settings: Settings) -> None:
+    """Build everything that a run would, so that nothing can be found wrong after it started.
+
+    Raises:
+        FedimprError: the first thing that is wrong.
+    """
+    construct(settings.training, "training")
+    methods_of(settings)
+    build_model(settings, None)
+    for index in range(len(settings.client_models or ())):
+        build_model(settings, index)
+    device_of(settings)
+    partition_of(settings)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute with ``count`` threads inside the block: results depend on it, so it is a setting and not the machine's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

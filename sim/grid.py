@@ -1,0 +1,145 @@
+"""Flower's ``Grid`` in this process: clients run one at a time, in the order in which their messages were sent."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from flwr.app import Context, Error, Message, RecordDict, UserConfigValue
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from fedimpr.errors import FedimprError
+from sim import _flwr
+
+RUN_ID = 1
+SERVER_NODE = 1
+FIRST_NODE = 1000  # node FIRST_NODE + i hosts partition i
+
+logger = logging.getLogger(__name__)
+
+
+class LocalGrid(Grid):
+    """The clients of a federation, in this process.
+
+    A client runs when its reply is pulled. So a server that pulls replies one by one holds one reply at a time, however many clients
+    there are; ``send_and_receive`` pulls them all.
+
+    Args:
+        client_app: the app that every client runs.
+        clients: the number of clients; client i has ``node_config`` ``{"partition-id": i, "num-partitions": clients}``.
+        run_config: what every client sees as ``context.run_config``.
+        on_reply: called as ``on_reply(done, total)`` after each reply of ``send_and_receive``.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        clients: int,
+        run_config: Mapping[str, UserConfigValue],
+        *,
+        on_reply: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._run = _flwr.join(RUN_ID, SERVER_NODE)
+        self._client_app, self._on_reply = client_app, on_reply
+        self._contexts = make_contexts(clients, run_config)
+        self._waiting: dict[str, Message] = {}
+        self._ids = itertools.count(1)
+
+    def set_run(self, run: _flwr.Run) -> None:
+        """Replace the run that this grid reports."""
+        self._run = run
+
+    @property
+    def run(self) -> _flwr.Run:
+        """The run that this grid reports; empty at first."""
+        return self._run
+
+    def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None) -> Message:
+        """Superseded in Flower by ``Message(...)``, which this calls; Flower's base class still asks for it."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """All nodes, in the order of their partitions."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Accept messages and return their ids; nothing runs yet.
+
+        Raises:
+            FedimprError: a message goes to a node that is not there.
+        """
+        ids = []
+        for message in messages:
+            if message.metadata.dst_node_id not in self._contexts:
+                raise FedimprError("no such node", stage="sending a message", value=message.metadata.dst_node_id)
+            ids.append(f"message-{next(self._ids)}")
+            _flwr.number(message, ids[-1])
+            self._waiting[ids[-1]] = message
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Let the clients answer the messages with these ids, in this order; an id that is unknown or was pulled before is passed over."""
+        waiting = [self._waiting.pop(i) for i in message_ids if i in self._waiting]
+        return [answer(self._client_app, message, self._contexts[message.metadata.dst_node_id]) for message in waiting]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Send messages and return the replies in the same order.
+
+        Args:
+            messages: at most one turn of work each.
+            timeout: seconds; no further client starts once they have passed, and the replies so far are returned.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        ids, replies = self.push_messages(messages), list[Message]()
+        for i in ids:
+            if deadline is not None and time.monotonic() >= deadline:
+                self._waiting.pop(i)
+                continue
+            replies += self.pull_messages([i])
+            if self._on_reply is not None:
+                self._on_reply(len(replies), len(ids))
+        return replies
+
+
+def make_contexts(clients: int, run_config: Mapping[str, UserConfigValue]) -> dict[int, Context]:
+    """A fresh context for every client, by node id, in the order of the partitions."""
+    return {
+        FIRST_NODE + i: Context(
+            run_id=RUN_ID,
+            node_id=FIRST_NODE + i,
+            node_config={"partition-id": i, "num-partitions": clients},
+            state=RecordDict(),
+            run_config=dict(run_config),
+        )
+        for i in range(clients)
+    }
+
+
+def answer(client_app: ClientApp, message: Message, context: Context) -> Message:
+    """One client's turn.
+
+    The client gets records of its own, as it would from a wire: what it does to them reaches neither the server nor the next client. An
+    exception becomes an error reply whose reason is the exception's text in one line; its traceback is logged at level DEBUG.
+    ``KeyboardInterrupt`` and ``SystemExit`` pass through.
+    """
+    content = message.content
+    try:
+        message.content = RecordDict({key: type(record)(dict(record)) for key, record in content.items()})  # type: ignore[arg-type]
+        reply = client_app(message, context)
+        if not isinstance(reply, Message):
+            raise TypeError(f"the client app returned {type(reply).__name__}, not a Message")
+        return reply
+    except Exception as error:
+        logger.debug("the client of partition %s failed", context.node_config["partition-id"], exc_info=True)
+        return Message(Error(_flwr.CLIENT_APP_RAISED, reason(error)), reply_to=message)
+    finally:
+        message.content = content
+
+
+def reason(error: BaseException) -> str:
+    """An exception in one line: its text, led by its type unless the text was written for people."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, FedimprError) and text else f"{type(error).__name__}: {text}".rstrip(": ")

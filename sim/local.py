@@ -1,0 +1,16 @@
+"""The runner of choice: both apps in this process."""
+
+from __future__ import annotations
+
+from flwr.app import Context, RecordDict
+
+from sim import client_app, server_app
+from sim.config import Settings
+from sim.grid import RUN_ID, SERVER_NODE, LocalGrid
+
+
+def run_local(settings: Settings) -> None:
+    """Run the federation of ``settings`` with Flower's apps on a grid in this process."""
+    run_config = {"settings": settings.to_json()}
+    context = Context(run_id=RUN_ID, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config=run_config)
+    server_app.app(LocalGrid(client_app.app, settings.clients, run_config), context)

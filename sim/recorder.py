@@ -1,0 +1,121 @@
+"""Writes a run down as it happens: evaluates what the strategy hands over, and fills the result folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import TracebackType
+
+import torch
+import yaml
+from torch import nn
+
+from fedimpr.ensemble import Ensemble
+from fedimpr.errors import UpdateError
+from fedimpr.evaluation import evaluate
+from fedimpr.impressions import Bank
+from fedimpr.models import Classifier
+from fedimpr.update import Update
+from sim.config import Settings
+from sim.federation import dataset_of, partition_of
+from sim.progress import Progress, table
+from sim.results import Row, RunFolder, Sheet, Status, peak_memory_mb
+from strategies import Cost
+
+log = logging.getLogger(__name__)
+
+ROWS_PER_SHEET = 4  # images of each class on a picture
+
+
+class Recorder:
+    """A :class:`strategies.Watch` that owns a result folder for the length of a ``with`` block.
+
+    Leaving the block draws the pictures and the report and prints the table, whatever ended it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.start = settings, time.monotonic()
+        self.data, self.partition = dataset_of(settings), partition_of(settings)
+        self.folder = RunFolder(Path(settings.output), start=self.start)
+        self.rows: dict[str, Row] = {}
+        self.exclusions: list[str] = []
+        self.sheets: dict[str, Sheet] = {}
+        self.accuracies: dict[str, float] = {}
+        self.members = 0
+        self.bar = Progress()
+
+    def __enter__(self) -> Recorder:
+        self.folder.write_config(yaml.safe_dump(json.loads(self.settings.to_json()), sort_keys=False))
+        self.folder.write_manifest(self.partition.manifest)
+        self.bar.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.__exit__(kind, error, trace)
+        status: Status = "finished" if error is None else "failed" if isinstance(error, Exception) else "interrupted"
+        facts = {"excluded": self.exclusions, "seed": self.settings.seed, "config_hash": self.settings.hash()}
+        self.folder.finish(status, error=None if error is None else str(error) or type(error).__name__, **facts)
+        from sim import plots, report  # matplotlib takes a second to import: only when there is something to draw
+
+        manifest = self.partition.manifest
+        plots.draw_partition(manifest["counts"], self.data.train.classes, self.folder.path / "partition.png", self.settings.name)
+        if self.sheets:
+            plots.draw_impressions(self.sheets, self.folder.path / "impressions.png")
+        report.write_report(self.folder.path)
+        print(table(list(self.rows.values())))
+        print(f"{status}: {self.folder.path}")
+
+    def progress(self, stage: str, done: int, total: int, **info: object) -> None:
+        """Move the bar."""
+        self.bar(stage, done, total, **info)
+
+    def excluded(self, error: UpdateError) -> None:
+        """Log and count a client whose answer is left out."""
+        log.warning("excluded: %s", error)
+        self.exclusions.append(str(error))
+        self.folder.metric("excluded", client=error.client, round=error.round, reason=str(error))
+
+    def updates(self, round: int, updates: Sequence[Update], members: Sequence[nn.Module], seconds: float) -> None:
+        """Evaluate every client's model."""
+        self.members = len(updates)
+        scores = [evaluate(member, self.data.test) for member in members]
+        for update, score in zip(updates, scores, strict=True):
+            values = {**update.metrics, "test_accuracy": score.accuracy, "test_loss": score.loss}
+            self.folder.metric("client", round=round, client=update.partition, examples=update.examples, **values)
+        self._row(round, "mean client", sum(score.accuracy for score in scores) / len(scores), Cost(seconds))
+
+    def candidate(self, round: int, name: str, model: nn.Module, cost: Cost) -> None:
+        """Evaluate a model for all clients and keep its weights."""
+        score = evaluate(model, self.data.test)
+        self.folder.metric("candidate", round=round, method=name, test_accuracy=score.accuracy, test_loss=score.loss, **asdict(cost))
+        file = name.lower().replace(" ", "-")
+        if isinstance(model, Ensemble):
+            model.save(self.folder.path / f"{file}.safetensors")
+        elif isinstance(model, Classifier):
+            self.folder.weights(file, model.state_dict(), {"model": json.dumps(model.spec), "round": round})
+        self._row(round, name, score.accuracy, cost)
+
+    def mined(self, round: int, method: str, bank: Bank, teacher: nn.Module) -> None:
+        """Keep a few impressions of every class for the picture, and how they were understood by the teacher."""
+        with torch.no_grad():
+            decided = torch.cat([teacher(images).argmax(1) for images in bank.images.split(500)])
+        self.folder.metric("mined", round=round, method=method, held=len(bank), label_fidelity=(decided == bank.labels).double().mean().item())
+        classes = range(int(bank.targets.shape[1]))
+        places = torch.cat([torch.nonzero(bank.labels == k).flatten()[:ROWS_PER_SHEET] for k in classes]).cpu()
+        images, labels = bank.images[places].cpu(), bank.labels[places].cpu()
+        self.sheets[method.upper()] = Sheet(images, labels, self.data.train.classes)
+
+    def _row(self, round: int, name: str, accuracy: float, cost: Cost) -> None:
+        self.accuracies[name] = accuracy
+        ceiling = next((value for key, value in self.accuracies.items() if key.endswith(" ensemble")), None)
+        costs = {key: value for key, value in asdict(cost).items() if key != "seconds" and value}
+        self.rows[name] = Row(
+            method=name, accuracy=accuracy, ratio=None, seconds=cost.seconds, clients=self.members, excluded=len(self.exclusions),
+            peak_memory_mb=peak_memory_mb(), **costs,
+        )  # fmt: skip
+        self.rows = {key: replace(row, ratio=row.accuracy / ceiling if ceiling else None) for key, row in self.rows.items()}
+        self.folder.rows(list(self.rows.values()))

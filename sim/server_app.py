@@ -1,0 +1,40 @@
+"""The server's app: one federation from its settings to its result folder. The same in process, in simulation and in a deployment."""
+
+from __future__ import annotations
+
+import json
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from sim.checkpoint import newest, save
+from sim.config import Settings, composed, from_json
+from sim.federation import build_model, check, strategy_of, threads
+from sim.recorder import Recorder
+from strategies.rounds import run_rounds
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run what ``run_config`` asks for: ``settings`` (composed, as JSON) or else ``overrides`` (a JSON list of Hydra overrides)."""
+    text = str(context.run_config.get("settings", ""))
+    run(from_json(text) if text else composed(json.loads(str(context.run_config.get("overrides", "[]")))), grid)
+
+
+def run(settings: Settings, grid: Grid) -> None:
+    """Run a federation on a grid. Whatever ends it, the result folder says so and holds all that was finished."""
+    check(settings)
+    with Recorder(settings) as recorder, threads(int(settings.runtime["threads"])):
+        strategy = strategy_of(settings, recorder)
+        weights = build_model(settings, None).state_dict()
+        done, weights = newest(settings, strategy, weights)
+        run_rounds(
+            strategy,
+            grid,
+            weights,
+            first=done + 1,
+            last=settings.rounds,
+            after_round=lambda round, weights: save(settings, strategy, round, weights),
+        )
