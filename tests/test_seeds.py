@@ -1,0 +1,30 @@
+"""Randomness as an argument."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+from fedimpr import seeds
+
+
+def test_a_seed_is_the_head_of_a_hash_of_its_purpose() -> None:
+    digest = hashlib.sha256(b"3/training/2/7").hexdigest()
+    assert seeds.derive(3, "training", 2, 7) == int(digest[:16], 16) // 2
+    others = {seeds.derive(s, p, r, c) for s in (0, 1) for p in ("a", "b") for r in (0, 1) for c in (0, 1)}
+    assert len(others) == 16
+
+
+def test_isolated_repeats_and_leaves_the_global_state_alone() -> None:
+    before = torch.get_rng_state()
+    draws = []
+    for _ in range(2):
+        with seeds.isolated(5):
+            draws.append(torch.rand(3))
+    assert torch.equal(*draws) and torch.equal(before, torch.get_rng_state())
+
+
+def test_a_generator_on_its_own_device_is_itself() -> None:
+    source = seeds.generator(0, "x")
+    assert seeds.on_device(source, torch.device("cpu")) is source

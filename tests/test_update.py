@@ -1,0 +1,52 @@
+"""Updates and their average."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedimpr.errors import UpdateError
+from fedimpr.update import Update, average
+
+
+def update(partition: int, weight: float, examples: int) -> Update:
+    return Update(partition, 1, {"w": torch.tensor([weight]), "n": torch.tensor(round(weight))}, examples)
+
+
+def test_the_average_weighs_by_examples() -> None:
+    """(1 * 1 + 3 * 4) / 4 = 3.25; the integer buffer is rounded to 3."""
+    mean = average([update(0, 1.0, 1), update(1, 4.0, 3)])
+    assert mean["w"].item() == 3.25 and mean["n"].item() == 3 and mean["n"].dtype == torch.int64
+
+
+@given(st.lists(st.tuples(st.floats(-1e3, 1e3), st.integers(1, 50)), min_size=1, max_size=8), st.randoms())
+def test_the_average_does_not_depend_on_the_order_of_arrival(values: list, random) -> None:
+    updates = [update(i, weight, examples) for i, (weight, examples) in enumerate(values)]
+    shuffled = updates.copy()
+    random.shuffle(shuffled)
+    assert torch.equal(average(updates)["w"], average(shuffled)["w"])
+
+
+REFERENCE = {"w": torch.zeros(1), "n": torch.tensor(0)}
+
+
+@pytest.mark.parametrize(
+    ("weights", "examples", "message"),
+    [
+        ({"w": torch.zeros(1)}, 1, "a tensor is missing .value 'n'"),
+        ({**REFERENCE, "x": torch.zeros(1)}, 1, "a tensor is unknown .value 'x'"),
+        ({**REFERENCE, "w": torch.zeros(2)}, 1, "tensor 'w' must be"),
+        ({**REFERENCE, "w": torch.zeros(1, dtype=torch.float64)}, 1, "tensor 'w' must be"),
+        ({**REFERENCE, "w": torch.tensor([torch.nan])}, 1, "tensor 'w' is not finite .value nan"),
+        (REFERENCE, 0, "the number of examples must be >= 1"),
+    ],
+)
+def test_what_cannot_be_used_is_named_with_client_and_round(weights: dict, examples: int, message: str) -> None:
+    with pytest.raises(UpdateError, match=f"client 7, round 3, checking the update: {message}"):
+        Update(7, 3, weights, examples).check(REFERENCE)
+
+
+def test_a_good_update_passes() -> None:
+    Update(0, 1, REFERENCE, 1).check(REFERENCE)
