@@ -30,9 +30,9 @@ def hydra_main(config: DictConfig) -> None:
     try:
         settings = from_tree(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
         if settings.runtime["name"] == "flower":
-            from sim.flower import run
+            from sim.flower import run_experiment
 
-            if status := run(list(HydraConfig.get().overrides.task), clients=settings.clients):
+            if status := run_experiment(settings, HydraConfig.get().overrides.task):
                 failures.append(f"flwr run ended with status {status}")
         else:
             from sim.local import run_local  # PyTorch and Flower take seconds to import: --help must not wait for them

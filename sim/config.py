@@ -178,7 +178,7 @@ def _converted(value: Any, hint: Any, key: str) -> Any:
             raise wrong
         return value
     container = origin if inspect.isclass(origin) else hint
-    if isinstance(value, Mapping) and "_target_" in value and container is not Mapping:
+    if isinstance(value, Mapping) and inspect.isclass(container) and container not in (Mapping, dict):
         return construct(value, key)
     if origin is tuple:
         if not isinstance(value, list | tuple) or (arguments[-1] is not Ellipsis and len(value) != len(arguments)):

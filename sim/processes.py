@@ -66,7 +66,10 @@ class Family:
 
 
 def _processes() -> Iterator[tuple[int, tuple[int, int]]]:
-    """(pid, (parent, session)) of every process of the machine that is no zombie."""
+    """(pid, (parent, session)) of every process of the machine, without the dead that others have to take leave of.
+
+    A dead child of this process counts until it was waited for: its other threads may still be at work.
+    """
     listing = []
     if Path("/proc/self/stat").exists():
         for entry in Path("/proc").glob("[0-9]*/stat"):
@@ -78,7 +81,7 @@ def _processes() -> Iterator[tuple[int, tuple[int, int]]]:
         listing = [(pid, parent, state) for pid, parent, state, *_ in (line.split() for line in text.splitlines())]
     for pid, parent, state in listing:
         with contextlib.suppress(OSError):
-            if not state.startswith(("Z", "X")):
+            if not state.startswith(("Z", "X")) or int(parent) == os.getpid():
                 yield int(pid), (int(parent), os.getsid(int(pid)))
 
 

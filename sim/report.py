@@ -50,7 +50,7 @@ td.bar {
   min-width: 8rem;
   background: linear-gradient(var(--bar) 0 0) no-repeat 0 50% / calc((100% - 4.2rem) * var(--part)) 65%;
 }
-table.counts { width: auto; font-size: .85rem; }
+table.counts { width: auto; margin-top: .75rem; font-size: .85rem; }
 figure { margin: 0; }
 img { display: block; max-width: 100%; height: auto; border-radius: .4rem; }
 .pictures img { min-width: 36rem; }
@@ -70,7 +70,7 @@ details + details { margin-top: .75rem; }
 summary { cursor: pointer; font-weight: 600; }
 pre { margin: .5rem 0 0; overflow-x: auto; font: .82rem/1.45 ui-monospace, Menlo, Consolas, monospace; }
 @media (max-width: 40rem) {
-  body { padding: 1rem .6rem 2rem; } section { padding: .9rem .8rem; } th, td { padding: .4rem .45rem; }
+  body { padding: 1rem .6rem 2rem; } section { padding: .9rem .8rem; } table { font-size: .9rem; } th, td { padding: .4rem .4rem; }
   td.bar { min-width: 0; background: none; }
 }
 @media print { body { max-width: none; background: none; } section { break-inside: avoid; } }
@@ -81,7 +81,7 @@ STYLE += "".join(
 
 COSTS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "images": ("impressions", lambda value: f"{value:,}"),
-    "teacher_passes": ("images through the teacher", lambda value: f"{value:,}"),
+    "teacher_passes": ("teacher passes (images)", lambda value: f"{value:,}"),
     "steps": ("student steps", lambda value: f"{value:,}"),
     "batch": ("batch", lambda value: f"{value:,}"),
     "peak_memory_mb": ("peak memory (MiB)", lambda value: f"{value:,.0f}"),

@@ -155,10 +155,11 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                metrics.append(json.loads(line))
-            except ValueError:
+                metrics.append(dict(json.loads(line)))
+            except (ValueError, TypeError):
                 if number < len(lines):  # after the last newline there is nothing, or a line that was cut off
-                    raise FedimprError(f"{path}, line {number} is not JSON", stage="reading results", remedy="Delete that line.") from None
+                    remedy = "Delete that line."
+                    raise FedimprError(f"{path}, line {number} is not a JSON object", stage="reading results", remedy=remedy) from None
     return metrics
 
 

@@ -1,0 +1,30 @@
+"""The whole way through the house in a second or two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sim.config import CONFIGS, Settings, composed
+
+# Any method's hyper-parameters of these names are brought down to these values; a method may have others, but these decide its cost.
+SMALL = {"steps": 3, "batch_size": 8, "latent": 4, "width": 4, "projection": 8, "memory": 16, "negatives": 8}
+METHODS = sorted(path.stem for path in (CONFIGS / "synthesis").glob("*.yaml"))
+
+
+def overrides(*more: str, methods: list[str] = METHODS) -> list[str]:
+    """A federation of three clients on digits, with methods shrunk whatever they are."""
+    found = composed([f"synthesis=[{','.join(methods)}]"]).synthesis
+    small = [
+        f"synthesis.{name}.synthesizer.{key}={value}"
+        for name, node in found.items()
+        for key, value in SMALL.items()
+        if key in node["synthesizer"]
+    ]
+    portions = [f"synthesis.{name}.mining.{key}={value}" for name in found for key, value in (("images", 24), ("portions", 2), ("capacity", 30))]
+    base = ["clients=3", "dataset.shape=[1,8,8]", "dataset.resize=false", "training.epochs=1", "distillation.steps=4", "distillation.batch_size=8"]
+    return [f"synthesis=[{','.join(methods)}]", *base, *small, *portions, *more]
+
+
+def tiny(output: Path, *more: str, methods: list[str] = METHODS) -> Settings:
+    """:func:`overrides` composed, into a result folder."""
+    return composed(overrides(f"output='{output}'", *more, methods=methods))
