@@ -1,8 +1,8 @@
 """The one door to torchvision.
 
-Its published wheels are built against a CUDA PyTorch. Beside a CPU build their compiled operators do not load, and the import then fails while
-registering fake kernels for two operators that nobody defined. Only then are the two schemas declared and the import tried again: beside a
-matching pair nothing is touched.
+Its published wheels are built against a CUDA PyTorch. Beside a CPU build their compiled operators do not load, and the import then fails
+while registering fake kernels for two operators that nobody defined. Only then are the two schemas declared and the import tried again:
+beside a matching pair nothing is touched.
 """
 
 from __future__ import annotations
@@ -33,4 +33,5 @@ def torchvision() -> ModuleType:
         for name in ("nms", "qnms"):
             _declared.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import torchvision as module
-    return module
+    found: ModuleType = module
+    return found

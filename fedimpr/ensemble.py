@@ -19,8 +19,8 @@ from fedimpr.errors import FedimprError, TeacherError
 from fedimpr.models import Classifier, final_layer, rebuild
 from fedimpr.observation import Features, Observable, Observation, observe_module
 
-# Beyond this many members the activations of one gradient step are recomputed member by member in the backward pass, so that memory does not grow
-# with the number of clients.
+# Beyond this many members the activations of one gradient step are recomputed member by member in the backward pass, so that memory does
+# not grow with the number of clients.
 MEMBERS_IN_MEMORY = 16
 
 # On a CPU, batching members pays up to this many pixels in a batch: see benchmarks/results/ensemble.
@@ -32,15 +32,15 @@ Look = Callable[[nn.Module, Tensor], tuple[Tensor, ...]]
 class Ensemble(Observable):
     """A teacher whose logits are the weighted mean of its members' logits.
 
-    The mean of logits over members is itself a linear final layer: over the concatenated features of all members, with the members' final layers,
-    scaled by their weights, side by side. :func:`class_vectors` uses this.
+    The mean of logits over members is itself a linear final layer: over the concatenated features of all members, with the members'
+    final layers, scaled by their weights, side by side. :func:`class_vectors` uses this.
 
     Args:
         members: M modules that map images (N, C, H, W) in [0, 1] to logits (N, K). They become the ensemble's own: eval mode, no gradients.
         weights: (M,) or (M, K), >= 0; normalised over members per class. ``None`` is uniform. A class that no member has any weight
             for is weighted uniformly.
-        batched: compute equal architectures as one batched call. ``None`` decides by what ``benchmarks/ensemble.py`` measures: batched on an accelerator,
-            and on a CPU where a batch has few pixels, so that calls cost more than arithmetic.
+        batched: compute equal architectures as one batched call. ``None`` decides by what ``benchmarks/ensemble.py`` measures: batched
+            on an accelerator, and on a CPU where a batch has few pixels, so that calls cost more than arithmetic.
 
     Raises:
         TeacherError: no members, weights of a wrong shape or negative, or ``batched=True`` with unlike architectures.
@@ -122,7 +122,7 @@ class Ensemble(Observable):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._stacked = None  # moved or cast: stack again
-        return super()._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def save(self, path: str | Path) -> None:
         """Write weights and architectures to one safetensors file.
@@ -172,7 +172,7 @@ class Ensemble(Observable):
 
 
 class _Looked(nn.Module):
-    """A module whose forward is ``look(member, images)``, so that ``functional_call`` swaps the member's tensors and its hooks still fire."""
+    """A module whose forward is ``look(member, images)``: ``functional_call`` swaps the member's tensors and its hooks still fire."""
 
     def __init__(self, member: nn.Module, look: Look) -> None:
         super().__init__()
@@ -183,10 +183,10 @@ class _Looked(nn.Module):
 
 
 def class_vectors(teacher: nn.Module) -> Tensor:
-    """The vector that the final layer keeps for each class, (K, F); biases are left out (ZSKD, section 3.1).
+    """The vector that the final layer keeps for each class, (K, F); biases are left out (ZSKD).
 
-    For an ensemble the final layer is the one it really has: the mean of logits is linear in the members' concatenated features, so the vector of class k
-    is the concatenation over members m of ``weights[m, k] * W_m[k]``.
+    For an ensemble the final layer is the one it really has: the mean of logits is linear in the members' concatenated features, so the
+    vector of class k is the concatenation over members m of ``weights[m, k] * W_m[k]``.
 
     Raises:
         TeacherError: the teacher has no final linear layer.
@@ -195,8 +195,6 @@ def class_vectors(teacher: nn.Module) -> Tensor:
         pairs = zip(teacher.weights, teacher.members, strict=True)
         return torch.cat([weight[:, None] * final_layer(member).weight.detach() for weight, member in pairs], 1)
     return final_layer(teacher).weight.detach()
-
-
 
 
 def _shape(member: nn.Module) -> str:

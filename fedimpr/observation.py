@@ -1,6 +1,6 @@
 """What a teacher shows while images pass through it: logits, batch-norm statistics, features.
 
-The statistic is the one of DeepInversion (Yin et al., CVPR 2020) in the form that CMI uses (Fang et al., IJCAI 2021, section 3.1).
+The statistic is the one of DeepInversion (Yin et al., CVPR 2020) in the form that CMI uses (Fang et al., IJCAI 2021).
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class LocalTraining:
                     logits = model(self.views(images, generator))
                     loss = F.cross_entropy(logits, labels)
                     sgd.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    loss.backward()
                     nn.utils.clip_grad_norm_(model.parameters(), self.clip)
                     sgd.step()
                     hits = (logits.argmax(1) == labels).sum()

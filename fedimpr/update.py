@@ -60,8 +60,8 @@ class Update:
 def average(updates: Sequence[Update]) -> dict[str, Tensor]:
     """The weights of all updates, averaged by number of examples (FedAvg; McMahan et al., AISTATS 2017, algorithm 1).
 
-    Sums run in float64 and in the order of partitions, whatever the order of ``updates``; integer buffers are rounded. One update's tensor is
-    read at a time.
+    Sums run in float64 and in the order of partitions, whatever the order of ``updates``; integer buffers are rounded. One update's
+    tensor is read at a time.
 
     Args:
         updates: M >= 1 updates of one architecture.

@@ -20,8 +20,8 @@ class Views:
     Attributes:
         shift: largest shift along either axis as a fraction of the image's side, in [0, 1]. Shifts are whole pixels and vacated
             pixels are black: a crop after padding, as for CIFAR with ``4 / 32``.
-        scale: (least, largest) share of the image's area that a view shows, 0 < least <= largest <= 1; the shown part is placed at random and
-            resized to the whole. (1, 1) shows everything.
+        scale: (least, largest) share of the image's area that a view shows, 0 < least <= largest <= 1; the shown part is placed at random
+            and resized to the whole. (1, 1) shows everything.
         rotation: largest rotation either way, degrees (of square images).
         flip: whether half of the views are mirrored left to right.
     """

@@ -20,7 +20,6 @@ from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 from fedimpr.errors import FedimprError  # noqa: E402
 from sim.config import CONFIGS, from_tree  # noqa: E402
 
-
 failures: list[str] = []
 
 

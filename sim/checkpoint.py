@@ -17,10 +17,14 @@ from strategies.rounds import Resumable
 
 
 def save(settings: Settings, strategy: Resumable, round: int, weights: dict[str, Tensor]) -> None:
-    """Write global weights and the strategy's state after a round; the file appears whole or not at all, and replaces the one of the round before."""
+    """Write global weights and the strategy's state after a round; the file appears whole or not at all, and replaces the one of the
+    round before.
+    """
     folder = Path(settings.output) / "state"
     path = folder / f"round-{round:05d}.safetensors"
-    tensors = {f"global/{name}": tensor for name, tensor in weights.items()} | {f"strategy/{k}": v for k, v in strategy.state_dict().items()}
+    tensors = {f"global/{name}": tensor for name, tensor in weights.items()} | {
+        f"strategy/{k}": v for k, v in strategy.state_dict().items()
+    }
     metadata = {"round": str(round), "config": settings.to_json(), "hash": settings.hash()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -28,7 +32,9 @@ def save(settings: Settings, strategy: Resumable, round: int, weights: dict[str,
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
         os.replace(partial, path)
     except OSError as error:
-        raise FedimprError(f"cannot write {path}: {error}", round=round, stage="saving the state", remedy="Free some space or choose another output.") from error
+        raise FedimprError(
+            f"cannot write {path}: {error}", round=round, stage="saving the state", remedy="Free some space or choose another output."
+        ) from error
     for old in sorted(folder.glob("round-*.safetensors"))[:-2]:
         old.unlink()
 
@@ -51,7 +57,11 @@ def newest(settings: Settings, strategy: Resumable, weights: dict[str, Tensor]) 
         except (SafetensorError, OSError):
             continue  # half written or damaged: the one before is whole
         if metadata["hash"] != settings.hash():
-            raise ConfigError("resume", settings.resume, f"a run of the same configuration; this one differs in {_difference(metadata['config'], settings.to_json())}")
+            raise ConfigError(
+                "resume",
+                settings.resume,
+                f"a run of the same configuration; this one differs in {_difference(metadata['config'], settings.to_json())}",
+            )
         strategy.load_state_dict(under(state, "strategy/"))
         return int(metadata["round"]), under(state, "global/")
     raise ConfigError("resume", settings.resume, "a result folder with a finished round (state/round-*.safetensors)")

@@ -1,7 +1,8 @@
 """Configuration: composed by Hydra, checked before anything starts, and turned into objects.
 
-A node with ``_target_`` becomes a call of that class or function. Its signature is the schema: an unknown key, a missing one or a value of another type is one line that names the
-dotted key, the value and what is allowed; what the class itself refuses gets the key's full path.
+A node with ``_target_`` becomes a call of that class or function. Its signature is the schema: an unknown key, a missing one or a value
+of another type is one line that names the dotted key, the value and what is allowed; what the class itself refuses gets the key's full
+path.
 """
 
 from __future__ import annotations
@@ -147,7 +148,11 @@ def call(callee: Any, values: Mapping[str, Any], path: str, **given: Any) -> Any
     for key in values:
         if key not in parameters:
             near = difflib.get_close_matches(key, parameters, 1)
-            raise ConfigError(f"{prefix}{key}", values[key], f"one of {', '.join(p for p in parameters if p not in given)}" + (f"; did you mean {near[0]}?" if near else ""))
+            raise ConfigError(
+                f"{prefix}{key}",
+                values[key],
+                f"one of {', '.join(p for p in parameters if p not in given)}" + (f"; did you mean {near[0]}?" if near else ""),
+            )
     for key, parameter in parameters.items():
         if key not in values and key not in given and parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD:
             raise ConfigError(f"{prefix}{key}", None, f"a value ({_named(hints[key])}); it is missing")
@@ -230,7 +235,9 @@ def in_one_line(error: Exception, arguments: Sequence[str]) -> str:
         key = found[1]
         value = next((a.partition("=")[2] for a in arguments if a.lstrip("+~").partition("=")[0] == key), None)
         near = difflib.get_close_matches(key, _keys(), 3, cutoff=0.5)
-        return str(ConfigError(key, value, "a key of the configuration" + (f"; did you mean {' or '.join(near)}?" if near else " (see --cfg job)")))
+        return str(
+            ConfigError(key, value, "a key of the configuration" + (f"; did you mean {' or '.join(near)}?" if near else " (see --cfg job)"))
+        )
     return " ".join(text.split())
 
 

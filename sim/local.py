@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flwr.app import Context, RecordDict
+from flwr.app import Context, RecordDict, UserConfig
 
 from sim import client_app, server_app
 from sim.config import Settings
@@ -11,6 +11,6 @@ from sim.grid import RUN_ID, SERVER_NODE, LocalGrid
 
 def run_local(settings: Settings) -> None:
     """Run the federation of ``settings`` with Flower's apps on a grid in this process."""
-    run_config = {"settings": settings.to_json()}
+    run_config: UserConfig = {"settings": settings.to_json()}
     context = Context(run_id=RUN_ID, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config=run_config)
     server_app.app(LocalGrid(client_app.app, settings.clients, run_config), context)

@@ -36,7 +36,7 @@ def draw_partition(counts: Any, class_names: Sequence[str], path: Path, title: s
     width, height = max(2.4, clients * wide), max(0.6, classes * high)
     names = [_short(name, 18) for name in class_names]
     name_size = min(8.5, high * 72 * 0.85)
-    left = 0.3 + max(len(name) for name in names) * name_size * 0.62 / 72
+    left = 0.5 + max(len(name) for name in names) * name_size * 0.62 / 72
     total = (left + width + 0.95, height + 1.1)
     figure = _figure(total[0] * DPI, total[1] * DPI)
     axes = figure.add_axes((left / total[0], 0.55 / total[1], width / total[0], height / total[1]))
@@ -50,6 +50,7 @@ def draw_partition(counts: Any, class_names: Sequence[str], path: Path, title: s
     shown = np.arange(0, clients, step)
     axes.set_xticks(shown + 0.5, labels=[str(client) for client in shown], fontsize=8)
     axes.set_xlabel("client", fontsize=9)
+    axes.set_ylabel("class", fontsize=9)
     axes.tick_params(length=0)
     for edge in axes.spines.values():
         edge.set_color("#cccccc")
@@ -125,13 +126,14 @@ class _Block:
 
 
 def _enlarged(images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """NCHW to NHWC in RGB, every pixel repeated (or every nth kept) until an image is about ``CELL`` high."""
+    """NCHW to NHWC in RGB, every pixel repeated (or every nth kept) until an image is about ``CELL`` high; with a thin grey frame."""
     rgb = np.repeat(images, 3, 1) if images.shape[1] == 1 else images
     side = max(rgb.shape[2:])
     if side > 1.5 * CELL:
         rgb = rgb[:, :, :: round(side / CELL), :: round(side / CELL)]
     factor = max(1, round(CELL / side))
-    return np.ascontiguousarray(rgb.repeat(factor, 2).repeat(factor, 3).transpose(0, 2, 3, 1).clip(0, 1))
+    large = rgb.repeat(factor, 2).repeat(factor, 3).transpose(0, 2, 3, 1).clip(0, 1)
+    return np.pad(large, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=0.75)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -28,6 +28,7 @@ from strategies import Cost
 
 log = logging.getLogger(__name__)
 
+POINTS = 100  # of a curve
 ROWS_PER_SHEET = 4  # images of each class on a picture
 
 
@@ -40,17 +41,19 @@ class Recorder:
     def __init__(self, settings: Settings) -> None:
         self.settings, self.start = settings, time.monotonic()
         self.data, self.partition = dataset_of(settings), partition_of(settings)
-        self.folder = RunFolder(Path(settings.output), start=self.start)
+        resumed = settings.resume is not None and Path(settings.resume).resolve() == Path(settings.output).resolve()
+        self.folder = RunFolder(Path(settings.output), start=self.start, resumed=resumed)
         self.rows: dict[str, Row] = {}
         self.exclusions: list[str] = []
         self.sheets: dict[str, Sheet] = {}
         self.accuracies: dict[str, float] = {}
         self.members = 0
+        self.transfer: dict[str, float] | None = None  # measures of the impressions that the next student learned from
         self.bar = Progress()
 
     def __enter__(self) -> Recorder:
         self.folder.write_config(yaml.safe_dump(json.loads(self.settings.to_json()), sort_keys=False))
-        self.folder.write_manifest(self.partition.manifest)
+        self.folder.write_manifest({**self.partition.manifest, "classes": self.data.train.classes})
         self.bar.__enter__()
         return self
 
@@ -70,8 +73,11 @@ class Recorder:
         print(f"{status}: {self.folder.path}")
 
     def progress(self, stage: str, done: int, total: int, **info: object) -> None:
-        """Move the bar."""
+        """Move the bar; a hundred points of every curve go to the metrics."""
         self.bar(stage, done, total, **info)
+        if done % max(1, total // POINTS) == 0:
+            values = {key: float(value) for key, value in info.items() if isinstance(value, int | float | torch.Tensor)}
+            self.folder.metric(stage, step=done, **values)
 
     def excluded(self, error: UpdateError) -> None:
         """Log and count a client whose answer is left out."""
@@ -103,7 +109,8 @@ class Recorder:
         """Keep a few impressions of every class for the picture, and how they were understood by the teacher."""
         with torch.no_grad():
             decided = torch.cat([teacher(images).argmax(1) for images in bank.images.split(500)])
-        self.folder.metric("mined", round=round, method=method, held=len(bank), label_fidelity=(decided == bank.labels).double().mean().item())
+        self.transfer = {"label_fidelity": (decided == bank.labels).double().mean().item()}
+        self.folder.metric("mined", round=round, method=method, held=len(bank), **self.transfer)
         classes = range(int(bank.targets.shape[1]))
         places = torch.cat([torch.nonzero(bank.labels == k).flatten()[:ROWS_PER_SHEET] for k in classes]).cpu()
         images, labels = bank.images[places].cpu(), bank.labels[places].cpu()
@@ -115,7 +122,8 @@ class Recorder:
         costs = {key: value for key, value in asdict(cost).items() if key != "seconds" and value}
         self.rows[name] = Row(
             method=name, accuracy=accuracy, ratio=None, seconds=cost.seconds, clients=self.members, excluded=len(self.exclusions),
-            peak_memory_mb=peak_memory_mb(), **costs,
+            peak_memory_mb=peak_memory_mb(), transfer=self.transfer, **costs,
         )  # fmt: skip
+        self.transfer = None
         self.rows = {key: replace(row, ratio=row.accuracy / ceiling if ceiling else None) for key, row in self.rows.items()}
         self.folder.rows(list(self.rows.values()))

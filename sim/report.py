@@ -71,7 +71,7 @@ summary { cursor: pointer; font-weight: 600; }
 pre { margin: .5rem 0 0; overflow-x: auto; font: .82rem/1.45 ui-monospace, Menlo, Consolas, monospace; }
 @media (max-width: 40rem) {
   body { padding: 1rem .6rem 2rem; } section { padding: .9rem .8rem; } table { font-size: .9rem; } th, td { padding: .4rem .4rem; }
-  td.bar { min-width: 0; background: none; }
+  td.bar { min-width: 0; background: none; } tbody th { white-space: normal; }
 }
 @media print { body { max-width: none; background: none; } section { break-inside: avoid; } }
 """

@@ -226,7 +226,9 @@ def _cut_broken_tail(path: Path) -> None:
 def _json(value: object, *, indent: int | None = 1) -> bytes:
     """Strict JSON with a newline at its end; see :func:`_plain`."""
     plain = _with_note(value) if isinstance(value, Mapping) else _plain(value, "", [])
-    return (json.dumps(plain, indent=indent, ensure_ascii=False, allow_nan=False) + "\n").encode(errors="replace")
+    text = json.dumps(plain, indent=indent, ensure_ascii=False, allow_nan=False)
+    text = re.sub(r'\[\n[^][{}"]*\]', lambda found: f"[{' '.join(found[0][1:-1].split())}]", text)  # lists of numbers on one line
+    return (text + "\n").encode(errors="replace")
 
 
 def _with_note(value: Mapping[Any, Any]) -> dict[str, object]:

@@ -17,7 +17,8 @@ from strategies.records import update_from_message
 def roll_call(grid: Grid, clients: int, patience: float = 60.0) -> dict[int, int]:
     """Ask every node which partition it hosts; return ``{partition: node}`` in the order of partitions.
 
-    Flower numbers nodes at random in each run and registers them while the server already runs, so both the waiting and the asking are needed for a run to repeat.
+    Flower numbers nodes at random in each run and registers them while the server already runs, so both the waiting and the asking are
+    needed for a run to repeat.
 
     Args:
         grid: the federation.
@@ -30,7 +31,9 @@ def roll_call(grid: Grid, clients: int, patience: float = 60.0) -> dict[int, int
     deadline = time.monotonic() + patience
     while len(nodes := list(grid.get_node_ids())) < clients:
         if time.monotonic() > deadline:
-            raise FedimprError(f"{len(nodes)} of {clients} clients have registered", stage="roll call", remedy="Start as many nodes as 'clients'.")
+            raise FedimprError(
+                f"{len(nodes)} of {clients} clients have registered", stage="roll call", remedy="Start as many nodes as 'clients'."
+            )
         time.sleep(0.02)
     replies = grid.send_and_receive([Message(RecordDict(), node, "query") for node in nodes], timeout=patience)
     hosts = {}
@@ -75,7 +78,9 @@ def collect(
     for partition, node in sorted(hosts.items()):
         try:
             if node not in answers:
-                raise UpdateError("no reply in time", client=partition, round=round, stage="local training", remedy="Raise strategy.timeout.")
+                raise UpdateError(
+                    "no reply in time", client=partition, round=round, stage="local training", remedy="Raise strategy.timeout."
+                )
             update = update_from_message(answers.pop(node), partition, round)
             update.check(reference(partition))
             good.append(update)

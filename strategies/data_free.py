@@ -1,7 +1,7 @@
 """Data-free ensemble distillation: the clients' models become an ensemble, impressions are mined from it, and a student learns from them.
 
-One round of it is one-shot federated learning in the sense of DENSE (Zhang et al., NeurIPS 2022), with the generator replaced by any synthesizer. Several methods can
-be compared on the same updates; the first one's student is the global model that a next round starts from.
+One round of it is one-shot federated learning in the sense of DENSE (Zhang et al., NeurIPS 2022), with the generator replaced by any
+synthesizer. Several methods can be compared on the same updates; the first one's student is the global model that a next round starts from.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class DataFree(Strategy):
         federation: who takes part.
         methods: by name; the first one's student becomes the global model.
         distillation: how students learn.
-        weighting: of the ensemble's members: ``"uniform"``, by number of ``"examples"``, or per class by ``"label_counts"``, which clients must consent to send.
+        weighting: of the ensemble's members: ``"uniform"``, by number of ``"examples"``, or per class by ``"label_counts"``, which
+            clients must consent to send.
         minimum_updates: good updates below which a round fails.
         timeout: seconds to wait for the clients of a round.
     """
@@ -101,7 +102,7 @@ class DataFree(Strategy):
         ensemble = Ensemble(members, self._weights(updates)).to(fed.device)
         watch.candidate(server_round, f"{self.weighting} ensemble", ensemble, Cost(time.monotonic() - start))
         students = {name: self._student(name, ensemble, server_round) for name in self.methods}
-        return ArrayRecord(next(iter(students.values())).cpu().state_dict()), MetricRecord({"updates": len(updates)})  # type: ignore[arg-type]
+        return ArrayRecord(next(iter(students.values())).cpu().state_dict()), MetricRecord({"updates": len(updates)})
 
     def _student(self, name: str, ensemble: Ensemble, round: int) -> nn.Module:
         fed, method, bank = self.federation, self.methods[name], self.banks[name]
@@ -131,7 +132,9 @@ class DataFree(Strategy):
             return torch.tensor([update.examples for update in updates])
         silent = [update.partition for update in updates if update.label_counts is None]
         if silent:
-            raise ConfigError("strategy.weighting", "label_counts", f"that clients consent: client {silent[0]} sent none; set send_label_counts=true")
+            raise ConfigError(
+                "strategy.weighting", "label_counts", f"that clients consent: client {silent[0]} sent none; set send_label_counts=true"
+            )
         return torch.stack([update.label_counts for update in updates if update.label_counts is not None])
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
@@ -146,7 +149,7 @@ class DataFree(Strategy):
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the next round needs beside the global weights: every method's memory and bank."""
-        state = {}
+        state: dict[str, Tensor] = {}
         for name, method in self.methods.items():
             state |= {f"{name}/synthesizer/{key}": value for key, value in method.synthesizer.state_dict().items()}
             state |= {f"{name}/bank/{key}": value for key, value in self.banks[name].state_dict().items()}

@@ -1,7 +1,8 @@
 """Federated averaging.
 
-McMahan, Moore, Ramage, Hampson, Aguera y Arcas: *Communication-Efficient Learning of Deep Networks from Decentralized Data*, AISTATS 2017 (arXiv 1602.05629), algorithm 1, with every client in
-every round. Unlike Flower's strategy of the same name it sums in the order of partitions and in float64, so that a run repeats, and refuses to average what is not finite.
+McMahan, Moore, Ramage, Hampson, Aguera y Arcas: *Communication-Efficient Learning of Deep Networks from Decentralized Data*, AISTATS
+2017 (arXiv 1602.05629), algorithm 1, with every client in every round. Unlike Flower's strategy of the same name it sums in the order of
+partitions and in float64, so that a run repeats, and refuses to average what is not finite.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class FedAvg(Strategy):
         start = time.monotonic()
         weights = average(updates)
         fed.watch.candidate(server_round, "FedAvg", loaded(fed.build(None), weights).to(fed.device), Cost(time.monotonic() - start))
-        return ArrayRecord(weights), MetricRecord({"updates": len(updates)})  # type: ignore[arg-type]
+        return ArrayRecord(weights), MetricRecord({"updates": len(updates)})
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """No client evaluates."""

@@ -13,9 +13,11 @@ from fedimpr.update import Update
 
 
 def instruction(weights: dict[str, Tensor] | None, round: int, settings: str) -> RecordDict:
-    """What the server sends to train: the global weights (none where a client's architecture is its own), the round and the run's settings as JSON."""
+    """What the server sends to train: the global weights (none where a client's architecture is its own), the round and the run's
+    settings as JSON.
+    """
     config = ConfigRecord({"round": round, "settings": settings})
-    return RecordDict({"config": config} if weights is None else {"arrays": ArrayRecord(weights), "config": config})  # type: ignore[arg-type]
+    return RecordDict({"config": config} if weights is None else {"arrays": ArrayRecord(weights), "config": config})
 
 
 def read_instruction(content: RecordDict) -> tuple[dict[str, Tensor] | None, int, str]:
@@ -28,7 +30,7 @@ def read_instruction(content: RecordDict) -> tuple[dict[str, Tensor] | None, int
 def update_to_record(update: Update) -> RecordDict:
     """An update as Flower records: ``arrays``, ``metrics`` with ``num-examples``, and ``label-counts`` where they are sent."""
     metrics: dict[str, Any] = {"num-examples": update.examples, **update.metrics}
-    record = RecordDict({"arrays": ArrayRecord(update.weights), "metrics": MetricRecord(metrics)})  # type: ignore[arg-type]
+    record = RecordDict({"arrays": ArrayRecord(update.weights), "metrics": MetricRecord(metrics)})
     if update.label_counts is not None:
         record["label-counts"] = MetricRecord({"counts": update.label_counts.tolist()})
     return record

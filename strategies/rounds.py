@@ -36,7 +36,7 @@ def run_rounds(
         after_round: told the round and its weights, e.g. to write them down.
     """
     for round in range(first, last + 1):
-        arrays = ArrayRecord(weights)  # type: ignore[arg-type]
+        arrays = ArrayRecord(weights)
         messages = strategy.configure_train(round, arrays, ConfigRecord(), grid)
         replies = grid.send_and_receive(messages, timeout=strategy.timeout)
         aggregated, _ = strategy.aggregate_train(round, replies)

@@ -32,7 +32,9 @@ def generator(seed: int) -> torch.Generator:
 
 
 def mine(name: str, seed: int = 0, **parts):
-    return synthesizer(name).synthesize(parts.get("teacher") or small_ensemble(), COUNT, generator(seed), shape=SHAPE, student=parts.get("student", small_model(7)))
+    return synthesizer(name).synthesize(
+        parts.get("teacher") or small_ensemble(), COUNT, generator(seed), shape=SHAPE, student=parts.get("student", small_model(7))
+    )
 
 
 @pytest.mark.parametrize("batch_norm", [True, False])
@@ -41,7 +43,7 @@ def test_impressions_have_their_shapes_and_ranges(name: str, batch_norm: bool) -
         made = mine(name, teacher=teacher)
         assert made.images.shape == (COUNT, *SHAPE) and made.images.dtype == torch.float32
         assert made.targets.shape == (COUNT, CLASSES) and made.labels.shape == (COUNT,)
-        assert 0 <= float(made.images.min()) and float(made.images.max()) <= 1 and float(made.images.std()) > 0
+        assert float(made.images.min()) >= 0 and float(made.images.max()) <= 1 and float(made.images.std()) > 0
         torch.testing.assert_close(made.targets.sum(1), torch.ones(COUNT))
         assert set(made.labels.tolist()) <= set(range(CLASSES)) and made.teacher_passes >= COUNT
         assert not made.images.requires_grad and not made.targets.requires_grad
@@ -96,7 +98,9 @@ def test_state_goes_out_and_in(name: str) -> None:
 
 def test_progress_reaches_its_end_and_the_student_may_be_missing(name: str) -> None:
     ticks: list[tuple[int, int]] = []
-    synthesizer(name).synthesize(small_model(), COUNT, generator(0), shape=SHAPE, progress=lambda stage, done, total, **info: ticks.append((done, total)))
+    synthesizer(name).synthesize(
+        small_model(), COUNT, generator(0), shape=SHAPE, progress=lambda stage, done, total, **info: ticks.append((done, total))
+    )
     assert ticks[-1][0] == ticks[-1][1] == len(ticks)
 
 

@@ -29,7 +29,10 @@ def test_the_final_layer_of_an_ensemble_lies_over_the_concatenated_features() ->
     models = [small_model(seed) for seed in range(3)]
     ensemble = Ensemble(models, torch.rand(3, 4, generator=torch.Generator().manual_seed(1)))
     features = observe(ensemble, images(), features="penultimate").features
-    biases = sum(w * m.network.state_dict()[[k for k in m.network.state_dict() if k.endswith("bias")][-1]] for w, m in zip(ensemble.weights, models, strict=True))
+    biases = sum(
+        w * m.network.state_dict()[[k for k in m.network.state_dict() if k.endswith("bias")][-1]]
+        for w, m in zip(ensemble.weights, models, strict=True)
+    )
     torch.testing.assert_close(features @ class_vectors(ensemble).T + biases, ensemble(images()))
 
 

@@ -1,7 +1,8 @@
 """Data-free distillation: mine a portion of impressions, let the student learn from all that are held, and again.
 
-With one portion this is the two-stage scheme of ZSKD (Nayak et al., ICML 2019, algorithm 1); with many it is the alternation of CMI (Fang et al., IJCAI 2021,
-algorithm 1). The loss is the soft one alone; the result is the student after the last step; no label of real data is ever looked at.
+With one portion this is the two-stage scheme of ZSKD (Nayak et al., ICML 2019, algorithm 1); with many it is the alternation of CMI
+(Fang et al., IJCAI 2021, algorithm 1). The loss is the soft one alone; the result is the student after the last step; no label of real
+data is ever looked at.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Mining:
 
     Attributes:
         images: impressions altogether.
-        portions: they are mined in this many equal portions, each followed by an equal share of the student's steps; the last takes the rest.
+        portions: they are mined in this many equal portions, each followed by an equal share of the student's steps; the last takes the
+            rest.
         capacity: of the bank.
     """
 
@@ -122,10 +124,7 @@ def mine_and_distil(
     passes, loss = 0, torch.zeros(())
     for portion in range(mining.portions):
         count = _share(mining.images, portion, mining.portions)
-
-        def told(stage: str, done: int, total: int, portion: int = portion, **info: object) -> None:
-            progress(stage, portion * total + done, mining.portions * total, **info)
-
+        told = _part(progress, portion, mining.portions)
         impressions = synthesizer.synthesize(teacher, count, generator, shape=shape, student=student, progress=told)
         bank.add(impressions, source)
         passes += impressions.teacher_passes
@@ -138,16 +137,25 @@ def mine_and_distil(
                     wanted = teacher(images)
                 loss = soft_divergence(student(images), wanted, distillation.temperature)
                 sgd.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 sgd.step()
                 cosine.step()
                 progress("distilling", cosine.last_epoch, distillation.steps, loss=loss.detach())
         student.eval()
     if not bool(loss.isfinite()):
-        raise FedimprError("the student's loss is not finite", stage="distillation", value=float(loss), remedy="Lower distillation.lr.")
+        raise FedimprError("the student's loss is not finite", stage="distillation", value=float(loss.detach()), remedy="Lower distillation.lr.")
     return passes + distillation.steps * distillation.batch_size
 
 
 def _share(total: int, portion: int, portions: int) -> int:
     """The size of one of ``portions`` parts of ``total`` that differ by one at most."""
     return total * (portion + 1) // portions - total * portion // portions
+
+
+def _part(progress: Progress, portion: int, portions: int) -> Progress:
+    """The progress of one portion as a part of all."""
+
+    def told(stage: str, done: int, total: int, **info: object) -> None:
+        progress(stage, portion * total + done, portions * total, **info)
+
+    return told

@@ -26,8 +26,8 @@ def silent(stage: str, done: int, total: int, **info: object) -> None:
 class Synthesizer(Protocol):
     """One class in one file; its fields are the method's hyper-parameters and have no defaults.
 
-    ``synthesize`` leaves teacher and student as it found them (weights, mode, gradients, buffers, hooks), draws all randomness from ``generator`` and keeps what
-    must outlive the call in ``state_dict``.
+    ``synthesize`` leaves teacher and student as it found them (weights, mode, gradients, buffers, hooks), draws all randomness from
+    ``generator`` and keeps what must outlive the call in ``state_dict``.
     """
 
     def synthesize(

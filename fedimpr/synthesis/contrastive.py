@@ -2,9 +2,11 @@
 
 Fang, Song, Wang, Shen, Wang, Song: *Contrastive Model Inversion for Data-Free Knowledge Distillation*, IJCAI 2021 (arXiv 2105.08584).
 
-Differences: the text takes the batch-norm term and instance features from batch-norm layers. Where the teacher has none, the batch-norm term is dropped with a logged note, and instance
-features can be taken from the input of the final layer (``features: penultimate``). Local views keep the aspect ratio of the image. The bank keeps features
-on the device. For an ensemble the batch-norm term is the mean over its members and features are concatenated. As in the authors' code, a batch keeps the images of its best step.
+Differences: the text takes the batch-norm term and instance features from batch-norm layers. Where the teacher has none, the batch-norm
+    term is dropped with a logged note, and instance
+features can be taken from the input of the final layer (``features: penultimate``). Local views keep the aspect ratio of the image. The
+bank keeps features on the device. For an ensemble the batch-norm term is the mean over its members and features are concatenated. As in
+the authors' code, a batch keeps the images of its best step.
 """
 
 from __future__ import annotations
@@ -160,10 +162,10 @@ class ContrastiveModelInversion:
                 head = self._head_adam
                 assert head is not None
                 head.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 head.step()
             else:
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             adam.step()
             told(step + 1, loss.detach())
         if features is not None:
@@ -174,7 +176,7 @@ class ContrastiveModelInversion:
 
     def _contrast(self, local: Tensor, global_: Tensor, generator: torch.Generator) -> Tensor:
         size = local.shape[1]
-        if self._head is None or self._head[0].in_features != size:
+        if self._head is None or self._head.size != size:
             if self._head is not None:
                 log.info("CMI: the teacher's features changed size; head and memory bank start anew")
             with seeds.isolated(seeds.draw_seed(generator)):
@@ -204,7 +206,9 @@ class ContrastiveModelInversion:
         missing = {
             "batch_norm": None if has_statistics else "the teacher has no batch norm",
             "adversarial": None if student is not None else "there is no student",
-            "contrastive": None if has_statistics or self.features == "penultimate" else "the teacher has no batch norm to take features from",
+            "contrastive": None
+            if has_statistics or self.features == "penultimate"
+            else "the teacher has no batch norm to take features from",
         }
         terms = {}
         for term, reason in missing.items():

@@ -1,13 +1,15 @@
 """Data impressions (DI).
 
 Nayak, Mopuri, Shaj, Babu, Chakraborty: *Zero-Shot Knowledge Distillation in Deep Networks*, ICML 2019 (arXiv 1905.08114), and
-Nayak, Mopuri, Jain, Chakraborty: *Mining Data Impressions from Deep Models as Substitute for the Unavailable Training Data*, TPAMI 2021 (arXiv 2101.06069), section 3.
+Nayak, Mopuri, Jain, Chakraborty: *Mining Data Impressions from Deep Models as Substitute for the Unavailable Training Data*, TPAMI 2021
+(arXiv 2101.06069).
 
-Differences from the text: images stay in [0, 1] by projection after every step (the text leaves the range open), and concentrations are kept >= 1e-4, since a Dirichlet
-distribution needs them positive and the min-max scaling makes the least one zero.
+Differences from the text: images stay in [0, 1] by projection after every step (the text leaves the range open), and concentrations are
+kept >= 1e-4, since a Dirichlet distribution needs them positive while the min-max scaling makes the least one zero.
 
-``variant="as_released"`` follows the authors' code where it departs from the text: similarities are scaled row by row and the scaling factor beta has no effect; each (class, beta) row
-starts from one noise batch, which all further batches of the row go on from, with one optimiser for everything; the whole batch is rescaled to [0, 1] by its extremes in every step.
+``variant="as_released"`` follows the authors' code where it departs from the text: similarities are scaled row by row and the scaling
+factor beta has no effect; each (class, beta) row starts from one noise batch, which all further batches of the row go on from, with one
+optimiser for everything; the whole batch is rescaled to [0, 1] by its extremes in every step.
 """
 
 from __future__ import annotations
@@ -32,10 +34,11 @@ LEAST_CONCENTRATION = 1e-4
 
 
 def class_similarity(teacher: nn.Module) -> Tensor:
-    """Cosine similarity (K, K) between the vectors that the final layer keeps for each class (ZSKD, section 3.1; biases left out).
+    """Cosine similarity (K, K) between the vectors that the final layer keeps for each class (ZSKD; biases left out).
 
     For an ensemble these are the vectors of the final layer it effectively has, over the concatenated features of all members: see
-    :func:`fedimpr.ensemble.class_vectors`. A client that never saw class k thus speaks on k with as much voice as its weight in the ensemble gives it.
+    :func:`fedimpr.ensemble.class_vectors`. A client that never saw class k thus speaks on k with as much voice as its weight in the
+    ensemble gives it.
     """
     directions = F.normalize(class_vectors(teacher).double(), dim=1)
     return directions @ directions.T
@@ -58,7 +61,8 @@ class DataImpressions:
     """Optimise noise until the teacher's softened output is a target drawn from a class-aware Dirichlet distribution.
 
     Attributes:
-        betas: scaling factors of the concentrations; small ones give peaked targets, large ones spread. Classes and betas share the images evenly.
+        betas: scaling factors of the concentrations; small ones give peaked targets, large ones spread. Classes and betas share the
+            images evenly.
         temperature: tau of the teacher's softmax, in the synthesis and in the stored targets.
         steps: Adam steps per batch.
         lr: Adam's learning rate, in units of the pixel range [0, 1].
@@ -84,7 +88,7 @@ class DataImpressions:
             raise ConfigError("variant", self.variant, "'text' or 'as_released'")
 
     def draw_targets(self, teacher: nn.Module, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Targets (count, K), rows sum to one, and the class (count,) whose row of the similarity each was drawn from, in the order of the rows.
+        """Targets (count, K), rows sum to one, and the class (count,) whose row each was drawn from, in the order of the rows.
 
         Row ``r`` of (class, beta) pairs gets ``count // rows`` targets; the first ``count % rows`` rows get one more.
         """
@@ -145,7 +149,13 @@ class DataImpressions:
         return torch.cat(done)
 
     def _optimise_as_released(
-        self, teacher: nn.Module, targets: Tensor, wanted: Tensor, shape: tuple[int, int, int], generator: torch.Generator, progress: Progress
+        self,
+        teacher: nn.Module,
+        targets: Tensor,
+        wanted: Tensor,
+        shape: tuple[int, int, int],
+        generator: torch.Generator,
+        progress: Progress,
     ) -> Tensor:
         row_ends = [0, *(torch.nonzero(wanted.diff()).flatten() + 1).tolist(), len(wanted)]
         batches = [part for a, b in zip(row_ends, row_ends[1:], strict=False) for part in targets[a:b].split(self.batch_size)]
@@ -171,7 +181,7 @@ class DataImpressions:
         # Summed, not averaged: then an image's path does not depend on how many others share its batch.
         loss = F.cross_entropy(teacher(x[: len(targets)]) / self.temperature, targets, reduction="sum")
         adam.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         adam.step()
         return loss.detach() / len(targets)
 

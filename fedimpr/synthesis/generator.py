@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Generator(nn.Module):
-    """Latents (N, Z) to images (N, C, H, W) in [0, 1]: a linear layer to a quarter of the size, then two upsampled convolutions (CMI, appendix).
+    """Latents (N, Z) to images (N, C, H, W) in [0, 1]: a linear layer to a quarter of the size, then two upsampled convolutions (CMI).
 
     Args:
         latent: Z.
@@ -47,12 +47,14 @@ class Generator(nn.Module):
         return images[..., : self.height, : self.width]
 
 
-class ProjectionHead(nn.Sequential):
-    """Features (N, F) to unit vectors (N, D): linear, ReLU, linear, normalised (CMI, section 3.2)."""
+class ProjectionHead(nn.Module):
+    """Features (N, F) to unit vectors (N, D): linear, ReLU, linear, normalised (CMI)."""
 
     def __init__(self, features: int, projection: int) -> None:
-        super().__init__(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, projection))
+        super().__init__()
+        self.size = features
+        self.layers = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, projection))
 
     def forward(self, features: Tensor) -> Tensor:
         """Unit vectors (N, D)."""
-        return F.normalize(super().forward(features), dim=1)
+        return F.normalize(self.layers(features), dim=1)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def decision_adversarial(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-    """Minus the mean over the batch of ``[same decision] * KL(teacher || student)`` at temperature 1; a scalar <= 0 (CMI, section 3.1).
+    """Minus the mean over the batch of ``[same decision] * KL(teacher || student)`` at temperature 1; a scalar <= 0 (CMI).
 
     Minimising it pushes the student away from the teacher, but only where both still decide for the same class.
 
@@ -22,10 +22,11 @@ def decision_adversarial(teacher_logits: Tensor, student_logits: Tensor) -> Tens
 
 
 def instance_contrast(local: Tensor, global_: Tensor, current: int, temperature: float) -> Tensor:
-    """Contrastive loss over current and banked instances; a scalar (CMI, equations 6 to 8).
+    """Contrastive loss over current and banked instances; a scalar (CMI).
 
-    Each instance's local view must find its own global view among those of all instances. The mean over the current instances and the mean over the banked
-    ones are added, so that a large bank does not thin the gradient of the current batch. No gradient flows through the keys.
+    Each instance's local view must find its own global view among those of all instances. The mean over the current instances and the
+    mean over the banked ones are added, so that a large bank does not thin the gradient of the current batch. No gradient flows through
+    the keys.
 
     Args:
         local: unit vectors (N + B, D) of the local views, the current N first.

@@ -10,6 +10,7 @@ import torch
 from fedimpr.distillation import Distillation, Mining, mine_and_distil, soft_divergence
 from fedimpr.errors import ConfigError, FedimprError
 from fedimpr.impressions import Bank, Impressions, Source
+from fedimpr.synthesis import silent
 from fedimpr.views import Views
 from tests.makers import CLASSES, SHAPE, small_model
 
@@ -42,11 +43,19 @@ def settings(**changes) -> Distillation:
     return Distillation(**{**values, **changes})
 
 
-def distil(student, method, *, mining, seed=0, **changes) -> int:
+def distil(student, method, *, mining, seed=0, progress=silent, **changes) -> int:
     return mine_and_distil(
-        small_model(0), student, method, mining=mining, distillation=settings(**changes), bank=Bank(mining.capacity), source=SOURCE, shape=SHAPE,
+        small_model(0),
+        student,
+        method,
+        mining=mining,
+        distillation=settings(**changes),
+        bank=Bank(mining.capacity),
+        source=SOURCE,
+        shape=SHAPE,
         generator=torch.Generator().manual_seed(seed),
-    )  # fmt: skip
+        progress=progress,
+    )
 
 
 def test_soft_divergence_by_hand() -> None:
@@ -66,12 +75,12 @@ def test_at_high_temperature_it_approaches_half_the_variance_of_the_logit_gap() 
 
 
 def test_portions_share_images_and_steps_and_the_student_learns_between_them() -> None:
-    method, ticks = Noise(), []
-    student = small_model(5)
-    passes = mine_and_distil(
-        small_model(0), student, method, mining=Mining(images=10, portions=3, capacity=10), distillation=settings(steps=7, batch_size=4), bank=Bank(10), source=SOURCE,
-        shape=SHAPE, generator=torch.Generator().manual_seed(0), progress=lambda stage, done, total, **info: ticks.append((stage, done, total)),
-    )  # fmt: skip
+    method, ticks, student = Noise(), [], small_model(5)
+
+    def told(stage: str, done: int, total: int, **info: object) -> None:
+        ticks.append((stage, done, total))
+
+    passes = distil(student, method, mining=Mining(images=10, portions=3, capacity=10), progress=told, steps=7, batch_size=4)
     assert method.asked == [3, 3, 4]
     assert [done for stage, done, total in ticks if stage == "distilling"] == [1, 2, 3, 4, 5, 6, 7]
     assert passes == 10 + 7 * 4
@@ -115,16 +124,15 @@ def test_the_last_learning_rate_is_zero_so_the_last_step_is_the_result() -> None
     moves, last = [], {}
 
     def told(stage: str, done: int, total: int, **info: object) -> None:
+        if stage != "distilling":
+            return
         weights = next(student.parameters()).detach().clone()
         if "w" in last:
             moves.append(float((weights - last["w"]).norm()))
         last["w"] = weights
 
     student = small_model(5)
-    mine_and_distil(
-        small_model(0), student, Noise(), mining=Mining(images=16, portions=1, capacity=16), distillation=settings(steps=50, momentum=0.1), bank=Bank(16), source=SOURCE,
-        shape=SHAPE, generator=torch.Generator().manual_seed(0), progress=lambda stage, done, total, **info: told(stage, done, total) if stage == "distilling" else None,
-    )  # fmt: skip
+    distil(student, Noise(), mining=Mining(images=16, portions=1, capacity=16), progress=told, steps=50, momentum=0.1)
     assert moves[-1] < 0.05 * moves[0]
 
 

@@ -20,8 +20,17 @@ def overrides(*more: str, methods: list[str] = METHODS) -> list[str]:
         for key, value in SMALL.items()
         if key in node["synthesizer"]
     ]
-    portions = [f"synthesis.{name}.mining.{key}={value}" for name in found for key, value in (("images", 24), ("portions", 2), ("capacity", 30))]
-    base = ["clients=3", "dataset.shape=[1,8,8]", "dataset.resize=false", "training.epochs=1", "distillation.steps=4", "distillation.batch_size=8"]
+    portions = [
+        f"synthesis.{name}.mining.{key}={value}" for name in found for key, value in (("images", 24), ("portions", 2), ("capacity", 30))
+    ]
+    base = [
+        "clients=3",
+        "dataset.shape=[1,8,8]",
+        "dataset.resize=false",
+        "training.epochs=1",
+        "distillation.steps=4",
+        "distillation.batch_size=8",
+    ]
     return [f"synthesis=[{','.join(methods)}]", *base, *small, *portions, *more]
 
 

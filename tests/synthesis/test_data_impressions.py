@@ -11,7 +11,7 @@ from fedimpr.ensemble import Ensemble
 from fedimpr.errors import ConfigError, TeacherError
 from fedimpr.synthesis import DataImpressions
 from fedimpr.synthesis.data_impressions import LEAST_CONCENTRATION, class_similarity, concentrations
-from tests.makers import SHAPE, Linear, small_ensemble, small_model
+from tests.makers import SHAPE, Linear, small_model
 
 
 def method(**changes) -> DataImpressions:

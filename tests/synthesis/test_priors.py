@@ -12,7 +12,9 @@ from fedimpr.synthesis.priors import decision_adversarial, instance_contrast
 
 
 def test_the_student_is_pushed_away_only_where_it_agrees() -> None:
-    """Row 0 agrees: KL((3/4, 1/4) || (1/2, 1/2)) = 3/4 ln(3/2) + 1/4 ln(1/2), the student's tie going to class 0. Row 1 disagrees: nothing."""
+    """Row 0 agrees: KL((3/4, 1/4) || (1/2, 1/2)) = 3/4 ln(3/2) + 1/4 ln(1/2), the student's tie going to class 0. Row 1 disagrees:
+    nothing.
+    """
     teacher = torch.tensor([[math.log(3.0), 0.0], [0.0, 1.0]])
     student = torch.tensor([[0.0, 0.0], [1.0, 0.0]], requires_grad=True)
     loss = decision_adversarial(teacher, student)

@@ -1,0 +1,45 @@
+"""What all tests share: one thread, no telemetry, the folder with real data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MPLBACKEND": "Agg",
+}
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked gpu need one."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Find the data where FEDIMPR_DATA does not name it: beside the repository, in shared/data."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if "FEDIMPR_DATA" not in os.environ and beside.is_dir():
+        os.environ["FEDIMPR_DATA"] = str(beside)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder with the real data sets; a test that asks for it is marked ``data`` and is skipped where there is none."""
+    folder = os.environ.get("FEDIMPR_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("set FEDIMPR_DATA to the folder with the data sets")
+    return Path(folder)

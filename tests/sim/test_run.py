@@ -1,0 +1,177 @@
+"""A run from end to end in process: what it writes, and what happens when clients misbehave."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from safetensors.torch import load_file
+
+from fedimpr.ensemble import Ensemble
+from fedimpr.errors import ConfigError, UpdateError
+from fedimpr.evaluation import evaluate
+from fedimpr.models import rebuild
+from sim import client_app, server_app
+from sim.config import from_tree
+from sim.federation import dataset_of
+from sim.grid import LocalGrid
+from sim.local import run_local
+from strategies.records import read_instruction, update_to_record
+from tests.sim.tiny import tiny
+
+
+def read(folder: Path, name: str):
+    return json.loads((folder / name).read_text())
+
+
+def test_the_result_folder_holds_everything(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    settings = tiny(tmp_path)
+    run_local(settings)
+    rows = read(tmp_path, "summary.json")
+    assert [row["method"] for row in rows] == ["mean client", "one-shot FedAvg", "uniform ensemble", "student by CMI", "student by DI"]
+    ceiling = rows[2]["accuracy"]
+    for row in rows:
+        assert (
+            row["ratio"] == pytest.approx(row["accuracy"] / ceiling)
+            and row["seconds"] >= 0
+            and row["clients"] == 3
+            and row["excluded"] == 0
+        )
+    assert 0 <= rows[3]["transfer"]["label_fidelity"] <= 1
+    assert rows[3]["images"] == 24 and rows[3]["steps"] == 4 and rows[3]["batch"] == 8
+    assert from_tree(yaml.safe_load((tmp_path / "config.yaml").read_text())) == settings
+    manifest = read(tmp_path, "manifest.json")
+    assert sum(manifest["sizes"]) == len(dataset_of(settings).train) and len(manifest["counts"]) == 3
+    assert read(tmp_path, "run.json")["status"] == "finished" and read(tmp_path, "run.json")["config_hash"] == settings.hash()
+    stages = {json.loads(line)["stage"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()}
+    assert {"client", "candidate", "mined"} <= stages
+    for name in ("impressions.png", "partition.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert "data:image/png;base64" in (tmp_path / "report.html").read_text()
+    shown = capsys.readouterr().out
+    assert "student by DI" in shown and str(tmp_path) in shown
+
+
+def test_saved_models_score_what_the_table_says(tmp_path: Path) -> None:
+    """The student's file and the ensemble's, read back with nothing but the library."""
+    settings = tiny(tmp_path, methods=["di"])
+    run_local(settings)
+    test = dataset_of(settings).test
+    accuracy = {row["method"]: row["accuracy"] for row in read(tmp_path, "summary.json")}
+    assert evaluate(Ensemble.load(tmp_path / "uniform-ensemble.safetensors"), test).accuracy == accuracy["uniform ensemble"]
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "student-by-di.safetensors", "pt") as file:
+        student = rebuild(json.loads(file.metadata()["model"]))
+    student.load_state_dict(load_file(tmp_path / "student-by-di.safetensors"))
+    assert evaluate(student, test).accuracy == accuracy["student by DI"]
+
+
+def test_clients_may_have_unlike_models(tmp_path: Path) -> None:
+    """Then nothing can be averaged, and the ensemble teaches the global architecture."""
+    mixed = "client_models=[{name:lenet5,options:{batch_norm:true}},{name:lenet5_half,options:{batch_norm:false}}]"
+    run_local(tiny(tmp_path, mixed, methods=["di"]))
+    assert [row["method"] for row in read(tmp_path, "summary.json")] == ["mean client", "uniform ensemble", "student by DI"]
+
+
+def test_fedavg_averages_by_examples(tmp_path: Path) -> None:
+    """The average of the saved client models, computed here, is the global model."""
+    run_local(tiny(tmp_path, "strategy=fedavg", "rounds=2"))
+    assert [row["method"] for row in read(tmp_path, "summary.json")] == ["mean client", "FedAvg"]
+    rounds = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in rounds if line["stage"] == "candidate"] == [1, 2]
+
+
+@pytest.mark.parametrize("weighting", ["examples", "label_counts"])
+def test_the_ensemble_can_be_weighted(tmp_path: Path, weighting: str) -> None:
+    consent = f"send_label_counts={str(weighting == 'label_counts').lower()}"
+    run_local(tiny(tmp_path, f"strategy.weighting={weighting}", consent, "partition=dirichlet_per_class", methods=["di"]))
+    manifest = read(tmp_path, "manifest.json")
+    weights = load_file(tmp_path / f"{weighting}-ensemble.safetensors")["weights"]
+    given = torch.tensor(manifest["counts"] if weighting == "label_counts" else [[size] for size in manifest["sizes"]]).double()
+    torch.testing.assert_close(weights.double(), given / given.sum(0), atol=1e-6, rtol=0)
+
+
+def test_label_counts_are_not_sent_without_consent(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"strategy.weighting.*client 0 sent none; set send_label_counts=true"):
+        run_local(tiny(tmp_path, "strategy.weighting=label_counts", methods=["di"]))
+
+
+def misbehaving(partition: int, how: str) -> ClientApp:
+    """The client app, except that one partition misbehaves."""
+    app = ClientApp()
+    app.query()(client_app.who)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        if context.node_config["partition-id"] != partition:
+            return client_app.train(message, context)
+        if how == "raises":
+            raise OSError("the disk is full")
+        _, round, text = read_instruction(message.content)
+        update = client_app.train_partition(client_app.from_json(text), partition, round, read_instruction(message.content)[0])
+        name = next(iter(update.weights))
+        if how == "nan":
+            update.weights[name].view(-1)[0] = math.nan
+        elif how == "shape":
+            update.weights[name] = update.weights[name][:1]
+        elif how == "missing":
+            del update.weights[name]
+        return Message(update_to_record(update), reply_to=message)
+
+    return app
+
+
+def run_with(app: ClientApp, settings) -> None:
+    server_app.run(settings, LocalGrid(app, settings.clients, {}))
+
+
+REASONS = {
+    "raises": "client 1, round 1, local training: the client failed: .*the disk is full",
+    "nan": "client 1, round 1, checking the update: tensor .* is not finite",
+    "shape": "client 1, round 1, checking the update: tensor .* must be",
+    "missing": "client 1, round 1, checking the update: a tensor is missing",
+}
+
+
+@pytest.mark.parametrize("how", REASONS)
+def test_a_bad_client_is_left_out_while_the_minimum_holds(tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
+    run_with(misbehaving(1, how), tiny(tmp_path, "strategy.minimum_updates=2", methods=["di"]))
+    rows = read(tmp_path, "summary.json")
+    assert len(rows) == 5 - 1 and all(row["clients"] == 2 and row["excluded"] == 1 for row in rows)
+    (reason,) = read(tmp_path, "run.json")["excluded"]
+    assert __import__("re").search(REASONS[how], reason) and any("excluded: client 1" in record.getMessage() for record in caplog.records)
+    assert reason.split(" (")[0] in (tmp_path / "report.html").read_text().replace("&#x27;", "'")
+
+
+@pytest.mark.parametrize("how", REASONS)
+def test_below_the_minimum_the_run_stops_and_says_why(tmp_path: Path, how: str) -> None:
+    with pytest.raises(UpdateError, match=f"2 good updates of 3, below strategy.minimum_updates = 3; first: {REASONS[how]}"):
+        run_with(misbehaving(1, how), tiny(tmp_path, methods=["di"]))
+    run = read(tmp_path, "run.json")
+    assert run["status"] == "failed" and "2 good updates of 3" in run["error"]
+    assert (tmp_path / "report.html").exists() and (tmp_path / "partition.png").exists()
+
+
+def test_a_changed_configuration_does_not_resume(tmp_path: Path) -> None:
+    run_local(tiny(tmp_path, methods=["di"]))
+    with pytest.raises(ConfigError, match=r"resume.*differs in training.lr: 0.01 then, 0.02 now"):
+        run_local(tiny(tmp_path, "training.lr=0.02", f"resume='{tmp_path}'", methods=["di"]))
+    with pytest.raises(ConfigError, match="a result folder with a finished round"):
+        run_local(tiny(tmp_path / "new", f"resume='{tmp_path / 'nothing'}'", methods=["di"]))
+
+
+def test_a_half_written_state_is_passed_over(tmp_path: Path) -> None:
+    run_local(tiny(tmp_path, "rounds=2", methods=["di"]))
+    state = tmp_path / "state/round-00002.safetensors"
+    whole = {key: tensor.clone() for key, tensor in load_file(state).items()}  # not mapped from the file that is cut next
+    state.write_bytes(state.read_bytes()[:500])
+    run_local(tiny(tmp_path, "rounds=2", f"resume='{tmp_path}'", methods=["di"]))
+    again = load_file(state)
+    assert whole.keys() == again.keys() and all(torch.equal(whole[key], again[key]) for key in whole)
