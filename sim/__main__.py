@@ -43,7 +43,7 @@ def hydra_main(config: DictConfig) -> None:
 
 
 def main() -> None:
-    """Run, and turn every expected failure into one line and exit status 1 (130 when interrupted)."""
+    """Run, and turn every expected failure into one line and exit status 1 (130 and 143 when interrupted)."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through to here instead of printing them in four lines
     signal.signal(signal.SIGTERM, _stop)
     try:
@@ -54,11 +54,17 @@ def main() -> None:
         sys.exit(f"error: {in_one_line(error, sys.argv[1:])}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except Terminated:
+        sys.exit(143)
     sys.exit(1 if failures else 0)
 
 
+class Terminated(BaseException):
+    """SIGTERM came; like KeyboardInterrupt, nothing that handles errors must swallow it."""
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt(f"signal {number}")
+    raise Terminated(f"signal {signal.Signals(number).name}")
 
 
 if __name__ == "__main__":

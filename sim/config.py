@@ -106,6 +106,9 @@ def from_tree(tree: Mapping[str, Any]) -> Settings:
     Raises:
         ConfigError: a key is unknown or missing, or a value is of a wrong type or out of range.
     """
+    synthesis = tree.get("synthesis")
+    if isinstance(synthesis, Mapping):  # an experiment may set numbers of methods that were then not chosen: those nodes have no class
+        tree = {**tree, "synthesis": {name: node for name, node in synthesis.items() if "_target_" in (node.get("synthesizer") or ())}}
     settings: Settings = call(Settings, tree, "")
     return settings
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -54,12 +54,13 @@ def _partition(text: str) -> Partition:
 
 def build_model(settings: Settings, partition: int | None) -> nn.Module:
     """A fresh model of a partition's architecture; ``None`` asks for the global one. All start from the seed's weights."""
-    node: Mapping[str, Any] = settings.model
+    node, path = settings.model, "model"
     if partition is not None and settings.client_models:
-        node = settings.client_models[partition % len(settings.client_models)]
+        place = partition % len(settings.client_models)
+        node, path = settings.client_models[place], f"client_models[{place}]"
     for key in ("name", "options"):
         if key not in node:
-            raise ConfigError(f"model.{key}", None, "a value; it is missing")
+            raise ConfigError(f"{path}.{key}", None, "a value; it is missing")
     data = settings.dataset
     return models.build(
         node["name"],
@@ -114,11 +115,9 @@ def check(settings: Settings) -> None:
         FedimprError: the first thing that is wrong.
     """
     construct(settings.training, "training")
-    methods_of(settings)
-    build_model(settings, None)
-    for index in range(len(settings.client_models or ())):
-        build_model(settings, index)
-    device_of(settings)
+    for partition in (None, *range(len(settings.client_models or ()))):
+        build_model(settings, partition)
+    strategy_of(settings, cast(Watch, None))  # built and thrown away
     partition_of(settings)
 
 

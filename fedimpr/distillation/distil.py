@@ -143,7 +143,8 @@ def mine_and_distil(
                 progress("distilling", cosine.last_epoch, distillation.steps, loss=loss.detach())
         student.eval()
     if not bool(loss.isfinite()):
-        raise FedimprError("the student's loss is not finite", stage="distillation", value=float(loss.detach()), remedy="Lower distillation.lr.")
+        value = float(loss.detach())
+        raise FedimprError("the student's loss is not finite", stage="distillation", value=value, remedy="Lower distillation.lr.")
     return passes + distillation.steps * distillation.batch_size
 
 

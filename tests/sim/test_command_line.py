@@ -1,0 +1,65 @@
+"""The command line as a person meets it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.sim.tiny import overrides
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "sim", *arguments]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_wrong_input_is_one_line_and_status_1(tmp_path: Path) -> None:
+    for arguments, expected in ((["clinets=3"], "did you mean clients"), (["partition.alpha=0"], "'partition.alpha' is 0")):
+        ended = run(*arguments, f"output={tmp_path / 'out'}")
+        assert ended.returncode == 1 and ended.stdout == ""
+        (line,) = ended.stderr.splitlines()
+        assert line.startswith("error: ") and expected in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_runs_every_point_and_one_bad_point_costs_only_itself(tmp_path: Path) -> None:
+    ended = run("-m", *overrides("seed=0,-1,1", f"output='{tmp_path}/${{seed}}'", methods=["di"]))
+    assert ended.returncode == 1 and "'seed' is -1; allowed: an integer >= 0" in ended.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+    assert all(json.loads((tmp_path / seed / "run.json").read_text())["status"] == "finished" for seed in ("0", "1"))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_leaves_a_readable_folder(tmp_path: Path, number: signal.Signals, status: int) -> None:
+    """Stopped in the middle of mining: what was finished is in the table, and the report shows it."""
+    endless = overrides("synthesis.di.synthesizer.steps=1000000", f"output='{tmp_path}'", methods=["di"])
+    process = subprocess.Popen(command(*endless), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    deadline = time.monotonic() + 60
+    summary = tmp_path / "summary.json"
+    while not (summary.exists() and len(json.loads(summary.read_text())) == 3):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == status and "Traceback" not in err
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "interrupted"
+    assert [row["method"] for row in json.loads(summary.read_text())] == ["mean client", "one-shot FedAvg", "uniform ensemble"]
+    assert "uniform ensemble" in out and str(tmp_path) in out
+    assert "interrupted" in (tmp_path / "report.html").read_text() and (tmp_path / "partition.png").exists()
+
+
+def test_help_comes_at_once(tmp_path: Path) -> None:
+    ended = run("--help")
+    assert ended.returncode == 0 and "experiment" in ended.stdout
