@@ -10,6 +10,7 @@ kept >= 1e-4, since a Dirichlet distribution needs them positive while the min-m
 ``variant="as_released"`` follows the authors' code where it departs from the text: similarities are scaled row by row and the scaling
 factor beta has no effect; each (class, beta) row starts from one noise batch, which all further batches of the row go on from, with one
 optimiser for everything; the whole batch is rescaled to [0, 1] by its extremes in every step.
+It draws rotations and scales for ``views`` and never applies them; the published settings have still views.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from fedimpr.errors import ConfigError, FedimprError
 from fedimpr.impressions import Impressions
 from fedimpr.observation import frozen
 from fedimpr.synthesis.base import Progress, device_of, label, silent
+from fedimpr.views import Views
 
 LEAST_CONCENTRATION = 1e-4
 
@@ -68,6 +70,7 @@ class DataImpressions:
         lr: Adam's learning rate, in units of the pixel range [0, 1].
         batch_size: images optimised together.
         variant: ``"text"`` or ``"as_released"`` (see the module's text).
+        views: how images are moved before the teacher sees them in each step, so that they stay what they are when moved.
     """
 
     betas: tuple[float, ...]
@@ -76,6 +79,7 @@ class DataImpressions:
     lr: float
     batch_size: int
     variant: Literal["text", "as_released"]
+    views: Views
 
     def __post_init__(self) -> None:
         self.betas = tuple(self.betas)
@@ -141,7 +145,7 @@ class DataImpressions:
             x = torch.rand(len(wanted), *shape, generator=generator, device=targets.device).requires_grad_()
             adam = torch.optim.Adam([x], lr=self.lr)
             for step in range(self.steps):
-                loss = self._step(teacher, x, wanted, adam)
+                loss = self._step(teacher, x, wanted, adam, generator)
                 with torch.no_grad():
                     x.clamp_(0, 1)
                 progress("mining", b * self.steps + step + 1, len(batches) * self.steps, loss=loss)
@@ -169,7 +173,7 @@ class DataImpressions:
                 if at in starts:
                     x.copy_(torch.rand(x.shape, generator=generator, device=x.device))
             for step in range(self.steps):
-                loss = self._step(teacher, x, part, adam)
+                loss = self._step(teacher, x, part, adam, generator)
                 with torch.no_grad():
                     x.sub_(x.min()).div_(x.max().clamp_min(1e-12))
                 progress("mining", b * self.steps + step + 1, len(batches) * self.steps, loss=loss)
@@ -177,9 +181,9 @@ class DataImpressions:
             at += len(part)
         return torch.cat(done)
 
-    def _step(self, teacher: nn.Module, x: Tensor, targets: Tensor, adam: torch.optim.Optimizer) -> Tensor:
+    def _step(self, teacher: nn.Module, x: Tensor, targets: Tensor, adam: torch.optim.Optimizer, generator: torch.Generator) -> Tensor:
         # Summed, not averaged: then an image's path does not depend on how many others share its batch.
-        loss = F.cross_entropy(teacher(x[: len(targets)]) / self.temperature, targets, reduction="sum")
+        loss = F.cross_entropy(teacher(self.views(x[: len(targets)], generator)) / self.temperature, targets, reduction="sum")
         adam.zero_grad()
         loss.backward()
         adam.step()

@@ -11,11 +11,13 @@ from fedimpr.ensemble import Ensemble
 from fedimpr.errors import ConfigError, TeacherError
 from fedimpr.synthesis import DataImpressions
 from fedimpr.synthesis.data_impressions import LEAST_CONCENTRATION, class_similarity, concentrations
+from fedimpr.views import Views
 from tests.makers import SHAPE, Linear, small_model
 
 
 def method(**changes) -> DataImpressions:
     settings = {"betas": (0.1, 1.0), "temperature": 20.0, "steps": 30, "lr": 0.05, "batch_size": 16, "variant": "text"}
+    settings |= {"views": Views(shift=0.0, scale=(1.0, 1.0), rotation=0.0, flip=False)}
     return DataImpressions(**{**settings, **changes})
 
 
