@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from strategies.data_free import DataFree
 from strategies.fedavg import FedAvg
 
 Resumable = DataFree | FedAvg
+POLL = 0.05  # seconds between two looks for a reply
 
 
 def run_rounds(
@@ -37,9 +39,29 @@ def run_rounds(
     """
     for round in range(first, last + 1):
         arrays = ArrayRecord(weights)
-        messages = strategy.configure_train(round, arrays, ConfigRecord(), grid)
-        replies = grid.send_and_receive(messages, timeout=strategy.timeout)
+        messages = list(strategy.configure_train(round, arrays, ConfigRecord(), grid))
+        replies = exchange(grid, messages, strategy.timeout, strategy.federation.watch.progress)
         aggregated, _ = strategy.aggregate_train(round, replies)
         weights = aggregated.to_torch_state_dict()
         after_round(round, weights)
     return weights
+
+
+def exchange(grid: Grid, messages: Sequence[Message], timeout: float, progress: Callable[..., None]) -> list[Message]:
+    """Send messages and wait for their replies, in order; the grid's ``send_and_receive``, except that one sees how far it is.
+
+    Args:
+        grid: the federation.
+        messages: one a client.
+        timeout: seconds; replies that have not come by then are missing from the result.
+        progress: told after every reply.
+    """
+    deadline = time.monotonic() + timeout
+    replies: list[Message] = []
+    progress("training clients", 0, len(messages))
+    for message_id in grid.push_messages(messages):
+        while not (found := list(grid.pull_messages([message_id]))) and time.monotonic() < deadline:
+            time.sleep(POLL)
+        replies += found
+        progress("training clients", len(replies), len(messages))
+    return replies

@@ -4,7 +4,7 @@ With ReLU, max-pooling and full connections between the layers, as data-free dis
 LeNet-5 teaches a LeNet-5-half with half the kernels of every layer.
 
 Its 5x5 convolutions were made for 32x32 pixels. Smaller images are given by zero padding what they lack: two pixels around the first
-convolution below 32x32 (so 28x28 is seen as 32x32), and two around the second as well below 28x28.
+convolution below 32x32 (so 28x28 is seen as 32x32), and two around the second as well below 16x16.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def lenet5_half(shape: Shape, classes: int, *, batch_norm: bool) -> nn.Module:
 
 def _lenet(shape: Shape, classes: int, widths: tuple[int, int, int, int], batch_norm: bool) -> nn.Module:
     channels, *sides = shape
-    first, second = 2 * (min(sides) < 32), 2 * (min(sides) < 28)
+    first, second = 2 * (min(sides) < 32), 2 * (min(sides) < 16)
     height, width = (((side + 2 * first - 4) // 2 + 2 * second - 4) // 2 for side in sides)
     a, b, c, d = widths
 
