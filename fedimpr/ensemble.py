@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.utils.checkpoint import checkpoint
@@ -136,7 +136,8 @@ class Ensemble(Observable):
                 raise FedimprError(f"member {index} is no fedimpr Classifier", stage="saving the ensemble", remedy="Use Ensemble.export.")
             specs.append(member.spec)
         tensors = {key: value.contiguous() for key, value in self.state_dict().items()}
-        save_file(tensors, str(path), metadata={"format": "pt", "kind": "fedimpr.ensemble", "members": json.dumps(specs)})
+        metadata = {"format": "pt", "kind": "fedimpr.ensemble", "members": json.dumps(specs)}
+        Path(path).write_bytes(save(tensors, metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> Ensemble:
