@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
 from fedimpr.errors import FedimprError  # noqa: E402
-from sim.config import CONFIGS, from_tree  # noqa: E402
+from sim.config import CONFIGS, from_tree, placed  # noqa: E402
 
 failures: list[str] = []
 
@@ -27,7 +27,7 @@ failures: list[str] = []
 def hydra_main(config: DictConfig) -> None:
     """One run; of a sweep, one point. What fails is told in one line and does not keep the next point from running."""
     try:
-        settings = from_tree(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+        settings = placed(from_tree(OmegaConf.to_container(config, resolve=True)))  # type: ignore[arg-type]
         if settings.runtime["name"] == "flower":
             from sim.flower import run_experiment
 

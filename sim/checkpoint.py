@@ -20,7 +20,7 @@ def save(settings: Settings, strategy: Resumable, round: int, weights: dict[str,
     """Write global weights and the strategy's state after a round; the file appears whole or not at all, and replaces the one of the
     round before.
     """
-    folder = Path(settings.output) / "state"
+    folder = settings.folder / "state"
     path = folder / f"round-{round:05d}.safetensors"
     tensors = {f"global/{name}": tensor for name, tensor in weights.items()} | {
         f"strategy/{k}": v for k, v in strategy.state_dict().items()

@@ -11,11 +11,13 @@ import difflib
 import hashlib
 import importlib
 import inspect
+import itertools
 import json
 import re
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -39,7 +41,7 @@ class Settings:
         minimum: images that every client has at least.
         rounds: federated rounds.
         send_label_counts: whether clients consent to send how many images of each class they hold.
-        output: the result folder.
+        output: the result folder; nothing means ``results/<name>/<time>`` (see :func:`placed`).
         resume: a result folder to go on from, or nothing.
         device: ``cpu``, ``cuda`` or ``auto``.
         dataset: what :func:`fedimpr.data.load` takes, beside what models need to know of it.
@@ -59,7 +61,7 @@ class Settings:
     minimum: int
     rounds: int
     send_label_counts: bool
-    output: str
+    output: str | None
     resume: str | None
     device: Literal["auto", "cpu", "cuda"]
     dataset: Mapping[str, Any]
@@ -82,6 +84,11 @@ class Settings:
             raise ConfigError("client_models", [], "null, or a list of one model or more")
         if self.client_models and self.rounds > 1:
             raise ConfigError("rounds", self.rounds, "1, where clients have models of their own (client_models)")
+
+    @property
+    def folder(self) -> Path:
+        """The result folder."""
+        return Path(self.output or "results")
 
     def to_json(self) -> str:
         """The settings as JSON in the order of the configuration, which decides whose student leads; :func:`from_json` reads them."""
@@ -119,6 +126,25 @@ def composed(overrides: Sequence[str]) -> Settings:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("config", overrides=list(overrides))
     return from_tree(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+
+
+def placed(settings: Settings) -> Settings:
+    """Settings with a result folder in which no run stands yet, unless it is the one to resume.
+
+    Raises:
+        ConfigError: the folder that was asked for holds a run.
+    """
+    if settings.output is None and settings.resume is not None:
+        return replace(settings, output=str(Path(settings.resume).absolute()))
+    if settings.output is None:
+        base = Path.cwd() / "results" / settings.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+        free = (base.with_name(base.name + (f"_{n}" if n else "")) for n in itertools.count())
+        return replace(settings, output=str(next(folder for folder in free if not folder.exists())))
+    if settings.resume is None and (settings.folder / "run.json").exists():
+        raise ConfigError(
+            "output", settings.output, "a folder without a run; in a sweep let it differ, e.g. output='results/${seed}'; or resume=<it>"
+        )
+    return settings
 
 
 def construct(node: Mapping[str, Any], path: str, **given: Any) -> Any:

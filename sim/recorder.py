@@ -41,8 +41,8 @@ class Recorder:
     def __init__(self, settings: Settings) -> None:
         self.settings, self.start = settings, time.monotonic()
         self.data, self.partition = dataset_of(settings), partition_of(settings)
-        resumed = settings.resume is not None and Path(settings.resume).resolve() == Path(settings.output).resolve()
-        self.folder = RunFolder(Path(settings.output), start=self.start, resumed=resumed)
+        resumed = settings.resume is not None and Path(settings.resume).resolve() == settings.folder.resolve()
+        self.folder = RunFolder(settings.folder, start=self.start, resumed=resumed)
         self.rows: dict[str, Row] = {}
         self.exclusions: list[str] = []
         self.sheets: dict[str, Sheet] = {}

@@ -8,7 +8,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from sim.checkpoint import newest, save
-from sim.config import Settings, composed, from_json
+from sim.config import Settings, composed, from_json, placed
 from sim.federation import build_model, check, strategy_of, threads
 from sim.recorder import Recorder
 from strategies.rounds import run_rounds
@@ -20,7 +20,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run what ``run_config`` asks for: ``settings`` (composed, as JSON) or else ``overrides`` (a JSON list of Hydra overrides)."""
     text = str(context.run_config.get("settings", ""))
-    run(from_json(text) if text else composed(json.loads(str(context.run_config.get("overrides", "[]")))), grid)
+    run(from_json(text) if text else placed(composed(json.loads(str(context.run_config.get("overrides", "[]"))))), grid)
 
 
 def run(settings: Settings, grid: Grid) -> None:

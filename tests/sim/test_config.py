@@ -7,7 +7,7 @@ from hydra.errors import HydraException
 
 from fedimpr.errors import FedimprError
 from fedimpr.views import Views
-from sim.config import CONFIGS, call, composed, construct, from_json, in_one_line
+from sim.config import CONFIGS, call, composed, construct, from_json, in_one_line, placed
 from sim.federation import check
 
 WRONG = {
@@ -106,3 +106,16 @@ def test_the_hash_knows_what_decides_a_result() -> None:
 
 def test_an_experiment_that_tunes_a_method_runs_without_it() -> None:
     assert list(composed(["experiment=demo", "synthesis=[di]"]).synthesis) == ["di"]
+
+
+def test_no_run_is_written_over(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    taken = []
+    for _ in range(3):  # within one second, as the points of a sweep may be
+        taken.append(placed(composed(["experiment=demo"])).folder)
+        taken[-1].mkdir(parents=True)
+    assert len(set(taken)) == 3 and all(folder.parent == tmp_path / "results" / "demo" for folder in taken)
+    (taken[0] / "run.json").write_text("{}")
+    with pytest.raises(FedimprError, match="'output' is .*; allowed: a folder without a run"):
+        placed(composed([f"output='{taken[0]}'"]))
+    assert placed(composed([f"resume='{taken[0]}'"])).folder == taken[0]
