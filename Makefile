@@ -32,7 +32,7 @@ demo: $(READY) ## one small experiment, from clients to report
 	$(BIN)/python -m sim experiment=demo $(ARGS)
 
 flower: $(READY) ## the same through `flwr run`: make flower ARGS='experiment=demo seed=1'
-	$(BIN)/python -m sim.flower $(ARGS)
+	$(BIN)/python -m sim runtime=flower $(ARGS)
 
 test: $(READY) ## the fast tests
 	$(BIN)/python -m pytest $(ARGS)

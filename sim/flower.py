@@ -250,15 +250,3 @@ def run_experiment(settings: Settings, overrides: Sequence[str]) -> int:
         cpus_per_client=settings.runtime["cpus_per_client"],
         gpus_per_client=settings.runtime["gpus_per_client"],
     )
-
-
-def main() -> None:
-    """``python -m sim.flower experiment=demo seed=1`` is ``python -m sim runtime=flower experiment=demo seed=1``."""
-    from sim.__main__ import main as command_line
-
-    sys.argv.insert(1, "runtime=flower")
-    command_line()
-
-
-if __name__ == "__main__":
-    main()

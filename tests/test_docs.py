@@ -52,7 +52,7 @@ def commands(text: str) -> Iterator[list[str]]:
 def overrides_of(words: list[str]) -> list[str] | None:
     """The Hydra overrides that a command hands over; ``None`` where it is no command of ours."""
     match words:
-        case ["python", "-m", "sim" | "sim.flower", *rest] | ["fedimpr", *rest]:
+        case ["python", "-m", "sim", *rest] | ["fedimpr", *rest]:
             pass
         case ["make", "demo" | "flower" as target, *given]:
             rest = [f"{'runtime=flower' if target == 'flower' else 'experiment=demo'}"]
