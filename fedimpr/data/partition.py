@@ -101,7 +101,8 @@ class DirichletPerClient:
 
     def __call__(self, images: Images, *, clients: int, minimum: int, seed: int) -> Dealt:
         """As :class:`Recipe`."""
-        # flwr-datasets' InnerDirichletPartitioner takes seconds for this, and fails where a client's classes have all run out.
+        # Not flwr-datasets' InnerDirichletPartitioner (0.6.1): it fails with "Probabilities contain NaN" once a client's classes have all
+        # run out, at alpha 0.01 in three seeds of four, and takes 1.2 to 1.8 s for 60,000 images.
         rng = np.random.default_rng(seed)
         labels, classes = images.labels.numpy(), len(images.classes)
         proportions = rng.dirichlet(np.full(classes, self.alpha), clients)
