@@ -65,7 +65,8 @@ class Recorder:
         from sim import plots, report  # matplotlib takes a second to import: only when there is something to draw
 
         manifest = self.partition.manifest
-        plots.draw_partition(manifest["counts"], self.data.train.classes, self.folder.path / "partition.png", self.settings.name)
+        recipe = ", ".join([manifest["dataset"], manifest["recipe"], *(f"{key} {value}" for key, value in manifest["parameters"].items())])
+        plots.draw_partition(manifest["counts"], self.data.train.classes, self.folder.path / "partition.png", recipe)
         if self.sheets:
             plots.draw_impressions(self.sheets, self.folder.path / "impressions.png")
         report.write_report(self.folder.path)

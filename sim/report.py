@@ -159,6 +159,7 @@ def _header(title: str, config: Mapping[str, Any], manifest: Mapping[str, Any], 
         "model": model.get("name") if isinstance(model, dict) else model,
         "rounds": config.get("rounds"),
         "seed": run.get("seed", config.get("seed")),
+        "evaluated on": dataset.get("evaluate") if isinstance(dataset, dict) else None,
     }
     said = " · ".join(f"{escape(key)} <b>{escape(_words(value))}</b>" for key, value in facts.items() if value is not None)
     status = str(run.get("status", "unknown"))
@@ -173,7 +174,7 @@ def _header(title: str, config: Mapping[str, Any], manifest: Mapping[str, Any], 
 def _results(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return _missing("No method has finished.")
-    head = ("method", "test accuracy (%)", "ratio to the ensemble", "seconds")
+    head = ("method", "accuracy (%)", "ratio to the ensemble", "seconds")
     lines = []
     for row in rows:
         accuracy, ratio, seconds = (row.get(key) for key in ("accuracy", "ratio", "seconds"))

@@ -60,6 +60,14 @@ def test_an_interrupted_run_leaves_a_readable_folder(tmp_path: Path, number: sig
     assert "interrupted" in (tmp_path / "report.html").read_text() and (tmp_path / "partition.png").exists()
 
 
+def test_telemetry_is_off_unless_the_user_says_otherwise() -> None:
+    code = "import sim.__main__, os; print(os.environ['FLWR_TELEMETRY_ENABLED'], os.environ['RAY_USAGE_STATS_ENABLED'])"
+    clean = {key: value for key, value in os.environ.items() if key not in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED")}
+    for given, expected in (({}, "0 0"), ({"FLWR_TELEMETRY_ENABLED": "1"}, "1 0")):
+        ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env={**clean, **given}, check=True)
+        assert ended.stdout.strip() == expected
+
+
 def test_help_comes_at_once(tmp_path: Path) -> None:
     ended = run("--help")
     assert ended.returncode == 0 and "experiment" in ended.stdout

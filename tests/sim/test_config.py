@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hydra.errors import HydraException
 
@@ -58,7 +60,7 @@ def test_what_hydra_says_in_many_lines_becomes_one(override: str) -> None:
     with pytest.raises(HydraException) as caught:
         composed([override])
     text = in_one_line(caught.value, [override])
-    assert "\n" not in text and __import__("re").search(UNKNOWN[override], text)
+    assert "\n" not in text and re.search(UNKNOWN[override], text)
 
 
 def test_an_unknown_key_below_a_target_is_named_with_its_neighbour() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from fedimpr.ensemble import Ensemble
 from fedimpr.errors import ConfigError, UpdateError
 from fedimpr.evaluation import evaluate
 from fedimpr.models import rebuild
-from sim import client_app, server_app
+from sim import client_app, recorder, server_app
 from sim.config import from_tree
 from sim.federation import dataset_of
 from sim.grid import LocalGrid
@@ -146,7 +148,7 @@ def test_a_bad_client_is_left_out_while_the_minimum_holds(tmp_path: Path, how: s
     rows = read(tmp_path, "summary.json")
     assert len(rows) == 5 - 1 and all(row["clients"] == 2 and row["excluded"] == 1 for row in rows)
     (reason,) = read(tmp_path, "run.json")["excluded"]
-    assert __import__("re").search(REASONS[how], reason) and any("excluded: client 1" in record.getMessage() for record in caplog.records)
+    assert re.search(REASONS[how], reason) and any("excluded: client 1" in record.getMessage() for record in caplog.records)
     assert reason.split(" (")[0] in (tmp_path / "report.html").read_text().replace("&#x27;", "'")
 
 
@@ -175,3 +177,18 @@ def test_a_half_written_state_is_passed_over(tmp_path: Path) -> None:
     run_local(tiny(tmp_path, "rounds=2", f"resume='{tmp_path}'", methods=["di"]))
     again = load_file(state)
     assert whole.keys() == again.keys() and all(torch.equal(whole[key], again[key]) for key in whole)
+
+
+def test_test_labels_decide_nothing_but_the_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the labels of the test set turned around, every weight stays what it was and every score changes."""
+    run_local(tiny(tmp_path / "true"))
+    data = dataset_of(tiny(tmp_path))
+    wrong = replace(data, test=replace(data.test, labels=(data.test.labels + 1) % 10))
+    monkeypatch.setattr(recorder, "dataset_of", lambda settings: wrong)
+    run_local(tiny(tmp_path / "wrong"))
+    files = sorted(path.name for path in (tmp_path / "true").glob("*.safetensors"))
+    assert len(files) == 4
+    for name in files:
+        one, two = (load_file(tmp_path / folder / name) for folder in ("true", "wrong"))
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    assert read(tmp_path / "true", "summary.json")[2]["accuracy"] != read(tmp_path / "wrong", "summary.json")[2]["accuracy"]
