@@ -25,7 +25,7 @@ from fedimpr.impressions import Bank, Source
 from fedimpr.synthesis import Synthesizer
 from fedimpr.update import Update, average
 from strategies.cohort import collect, roll_call
-from strategies.federation import Federation, check_minimum, instructions, loaded, under
+from strategies.federation import Federation, alike, check_minimum, instructions, loaded, under
 from strategies.watch import Cost
 
 Weighting = Literal["uniform", "examples", "label_counts"]
@@ -93,7 +93,7 @@ class DataFree(Strategy):
         updates = collect(replies, self.hosts, server_round, lambda p: fed.build(p).state_dict(), self.minimum_updates, watch.excluded)
         members = [loaded(fed.build(update.partition), update.weights).to(fed.device) for update in updates]
         watch.updates(server_round, updates, members, time.monotonic() - self.started)
-        if all(update.weights.keys() == self.sent.keys() for update in updates):
+        if all(alike(update.weights, self.sent) for update in updates):
             start = time.monotonic()
             mean = loaded(fed.build(None), average(updates)).to(fed.device)
             watch.candidate(server_round, "one-shot FedAvg" if server_round == 1 else "FedAvg", mean, Cost(time.monotonic() - start))

@@ -57,9 +57,13 @@ def check_minimum(minimum: int, clients: int) -> None:
 def instructions(federation: Federation, hosts: Mapping[int, int], weights: dict[str, Tensor], round: int) -> list[Message]:
     """One training message a host; those of the global architecture share one record."""
     shared, bare = instruction(weights, round, federation.settings), instruction(None, round, federation.settings)
-    names = {name: value.shape for name, value in weights.items()}
     messages = []
     for partition, node in hosts.items():
-        alike = {name: value.shape for name, value in federation.build(partition).state_dict().items()} == names
-        messages.append(Message(shared if alike else bare, node, "train", group_id=str(round)))
+        content = shared if alike(federation.build(partition).state_dict(), weights) else bare
+        messages.append(Message(content, node, "train", group_id=str(round)))
     return messages
+
+
+def alike(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
+    """Whether two state dicts have the same names and shapes."""
+    return {name: tensor.shape for name, tensor in one.items()} == {name: tensor.shape for name, tensor in two.items()}
