@@ -75,7 +75,7 @@ def test_saved_models_score_what_the_table_says(tmp_path: Path) -> None:
     assert evaluate(student, test).accuracy == accuracy["student by DI"]
 
 
-@pytest.mark.parametrize("batch_norm", ["true", "false"])  # with it, both have tensors of the same names
+@pytest.mark.parametrize("batch_norm", ["true", "false"])  # without it, both have tensors of the same names
 def test_clients_may_have_unlike_models(tmp_path: Path, batch_norm: str) -> None:
     """Then nothing can be averaged, and the ensemble teaches the global architecture."""
     mixed = f"client_models=[{{name:lenet5,options:{{batch_norm:false}}}},{{name:lenet5_half,options:{{batch_norm:{batch_norm}}}}}]"
