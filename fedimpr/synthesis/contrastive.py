@@ -3,10 +3,10 @@
 Fang, Song, Wang, Shen, Wang, Song: *Contrastive Model Inversion for Data-Free Knowledge Distillation*, IJCAI 2021 (arXiv 2105.08584).
 
 Differences: the text takes the batch-norm term and instance features from batch-norm layers. Where the teacher has none, the batch-norm
-    term is dropped with a logged note, and instance
-features can be taken from the input of the final layer (``features: penultimate``). Local views keep the aspect ratio of the image. The
-bank keeps features on the device. For an ensemble the batch-norm term is the mean over its members and features are concatenated. As in
-the authors' code, a batch keeps the images of its best step.
+term is dropped with a logged note, and instance features can be taken from the input of the final layer (``features: penultimate``).
+Local views keep the aspect ratio of the image. The bank keeps features on the device. The projection head's hidden layer is bounded.
+For an ensemble the batch-norm term is the mean over its members, and features are concatenated. As in the authors' code, a batch keeps
+the images of its best step.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class ContrastiveModelInversion:
         contrastive_weight: of the instance contrast.
         contrast_temperature: tau of the instance contrast.
         features: instance features, ``"batch_norm"`` or ``"penultimate"`` (see :func:`fedimpr.observation.observe`).
+        hidden: units of the projection head's hidden layer, at most as many as there are features. It bounds the head, whose size would
+            otherwise grow with the square of an ensemble's members.
         projection: size D of a projected feature.
         memory: how many instances' features the memory bank keeps, first in, first out.
         negatives: how many of them are drawn at random in each step.
@@ -66,6 +68,7 @@ class ContrastiveModelInversion:
     contrastive_weight: float
     contrast_temperature: float
     features: Features
+    hidden: int
     projection: int
     memory: int
     negatives: int
@@ -74,7 +77,7 @@ class ContrastiveModelInversion:
     local_view: Views
 
     def __post_init__(self) -> None:
-        for key in ("latent", "width", "steps", "lr", "contrast_temperature", "projection", "memory", "temperature"):
+        for key in ("latent", "width", "steps", "lr", "contrast_temperature", "hidden", "projection", "memory", "temperature"):
             if getattr(self, key) <= 0:
                 raise ConfigError(key, getattr(self, key), "a number > 0")
         if self.batch_size < 2:
@@ -192,7 +195,7 @@ class ContrastiveModelInversion:
         )
 
     def _start_head(self, size: int, device: torch.device) -> None:
-        self._head = ProjectionHead(size, self.projection).to(device)
+        self._head = ProjectionHead(size, self.hidden, self.projection).to(device)
         self._head_adam = torch.optim.Adam(self._head.parameters(), lr=self.lr)
         self._memory = torch.zeros(0, 2, size, device=device)
 

@@ -48,12 +48,18 @@ class Generator(nn.Module):
 
 
 class ProjectionHead(nn.Module):
-    """Features (N, F) to unit vectors (N, D): linear, ReLU, linear, normalised (CMI)."""
+    """Features (N, F) to unit vectors (N, D): linear, ReLU, linear, normalised (CMI).
 
-    def __init__(self, features: int, projection: int) -> None:
+    Args:
+        features: F.
+        hidden: units between the two layers, at most; CMI has F of them.
+        projection: D.
+    """
+
+    def __init__(self, features: int, hidden: int, projection: int) -> None:
         super().__init__()
         self.size = features
-        self.layers = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, projection))
+        self.layers = nn.Sequential(nn.Linear(features, units := min(hidden, features)), nn.ReLU(), nn.Linear(units, projection))
 
     def forward(self, features: Tensor) -> Tensor:
         """Unit vectors (N, D)."""

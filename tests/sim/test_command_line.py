@@ -35,9 +35,10 @@ def test_wrong_input_is_one_line_and_status_1(tmp_path: Path) -> None:
 
 
 def test_a_sweep_runs_every_point_and_one_bad_point_costs_only_itself(tmp_path: Path) -> None:
-    ended = run("-m", *overrides("seed=0,-1,1", f"output='{tmp_path}/${{seed}}'", methods=["di"]))
+    points = overrides("seed=0,-1,1", f"output='{tmp_path}/${{seed}}'", f"hydra.sweep.dir='{tmp_path}/sweep'", methods=["di"])
+    ended = run("-m", *points)
     assert ended.returncode == 1 and "'seed' is -1; allowed: an integer >= 0" in ended.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "sweep"]
     assert all(json.loads((tmp_path / seed / "run.json").read_text())["status"] == "finished" for seed in ("0", "1"))
 
 

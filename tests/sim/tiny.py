@@ -7,7 +7,7 @@ from pathlib import Path
 from sim.config import CONFIGS, Settings, composed
 
 # Any method's hyper-parameters of these names are brought down to these values; a method may have others, but these decide its cost.
-SMALL = {"steps": 3, "batch_size": 8, "latent": 4, "width": 4, "projection": 8, "memory": 16, "negatives": 8}
+SMALL = {"steps": 3, "batch_size": 8, "latent": 4, "width": 4, "hidden": 8, "projection": 8, "memory": 16, "negatives": 8}
 METHODS = sorted(path.stem for path in (CONFIGS / "synthesis").glob("*.yaml"))
 
 

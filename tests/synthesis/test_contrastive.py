@@ -20,7 +20,8 @@ def method(**changes) -> ContrastiveModelInversion:
     still = {"shift": 0.0, "rotation": 0.0, "flip": False}
     settings = {
         "latent": 8, "width": 8, "steps": 5, "lr": 0.01, "batch_size": 8, "class_weight": 1.0, "batch_norm_weight": 1.0,
-        "adversarial_weight": 0.5, "contrastive_weight": 0.8, "contrast_temperature": 0.1, "features": "batch_norm", "projection": 16,
+        "adversarial_weight": 0.5, "contrastive_weight": 0.8, "contrast_temperature": 0.1, "features": "batch_norm", "hidden": 32,
+        "projection": 16,
         "memory": 20, "negatives": 12, "temperature": 20.0, "global_view": Views(**{**still, "shift": 0.125}, scale=(1.0, 1.0)),
         "local_view": Views(**still, scale=(0.25, 1.0)),
     }  # fmt: skip
@@ -46,7 +47,7 @@ def test_the_published_generator_for_cifar_has_its_published_size() -> None:
 
 
 def test_projections_are_unit_vectors() -> None:
-    torch.testing.assert_close(ProjectionHead(6, 3)(torch.randn(5, 6)).norm(dim=1), torch.ones(5))
+    torch.testing.assert_close(ProjectionHead(6, 4, 3)(torch.randn(5, 6)).norm(dim=1), torch.ones(5))
 
 
 def test_each_term_brings_down_what_it_weighs() -> None:
