@@ -29,8 +29,10 @@ def hydra_main(config: DictConfig) -> None:
     try:
         settings = placed(from_tree(OmegaConf.to_container(config, resolve=True)))  # type: ignore[arg-type]
         if settings.runtime["name"] == "flower":
+            from sim.federation import check
             from sim.flower import run_experiment
 
+            check(settings)  # here, not a quarter of a minute later in Flower
             if status := run_experiment(settings, HydraConfig.get().overrides.task):
                 failures.append(f"flwr run ended with status {status}")
         else:
