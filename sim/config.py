@@ -260,6 +260,9 @@ def in_one_line(error: Exception, arguments: Sequence[str]) -> str:
     if options is not None:
         group, _, choice = str(getattr(error, "missing_cfg_file", "")).rpartition("/")
         return str(ConfigError(group or "config", choice, "one of " + ", ".join(sorted(options))))
+    if found := re.search(r"Could not load '([^']+)/([^'/]+)'", text):  # a choice within a list of choices
+        choices = sorted(path.stem for path in (CONFIGS / found[1]).glob("*.yaml"))
+        return str(ConfigError(found[1], found[2], "one of " + ", ".join(choices)))
     if found := re.search(r"Could not override '([^']+)'", text):
         key = found[1]
         value = next((a.partition("=")[2] for a in arguments if a.lstrip("+~").partition("=")[0] == key), None)

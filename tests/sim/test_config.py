@@ -51,6 +51,7 @@ UNKNOWN = {
     "clinets=3": r"'clinets' is '3'; allowed: a key of the configuration; did you mean clients",
     "partition.beta=3": r"'partition.beta' is '3'; allowed: a key",
     "experiment=demmo": r"'experiment' is 'demmo'; allowed: one of .*demo",
+    "synthesis=[dii]": r"'synthesis' is 'dii'; allowed: one of cmi, di",
     "model=lenet": r"'model' is 'lenet'; allowed: one of .*lenet5",
 }
 
