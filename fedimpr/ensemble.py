@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fedimpr.errors import FedimprError, TeacherError
 from fedimpr.models import Classifier, final_layer, rebuild
-from fedimpr.observation import Features, Observable, Observation, observe_module
+from fedimpr.observation import Features, Observation, observe_module
 
 # Beyond this many members the activations of one gradient step are recomputed member by member in the backward pass, so that memory does
 # not grow with the number of clients.
@@ -29,7 +29,7 @@ PIXELS_WORTH_BATCHING = 4096
 Look = Callable[[nn.Module, Tensor], tuple[Tensor, ...]]
 
 
-class Ensemble(Observable):
+class Ensemble(nn.Module):
     """A teacher whose logits are the weighted mean of its members' logits.
 
     The mean of logits over members is itself a linear final layer: over the concatenated features of all members, with the members'

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -51,12 +51,13 @@ def observe(teacher: nn.Module, images: Tensor, *, batch_norm: bool = False, fea
     return observe_module(teacher, images, batch_norm=batch_norm, features=features)
 
 
-class Observable(nn.Module):
+@runtime_checkable
+class Observable(Protocol):
     """A teacher that observes itself because it is made of several modules."""
 
     def observe(self, images: Tensor, *, batch_norm: bool, features: Features | None) -> Observation:
         """As :func:`observe`."""
-        raise NotImplementedError
+        ...
 
 
 def observe_module(module: nn.Module, images: Tensor, *, batch_norm: bool, features: Features | None) -> Observation:

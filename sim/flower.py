@@ -29,6 +29,7 @@ from fedimpr.errors import ConfigError, FedimprError
 from sim.config import Settings
 from sim.environment import QUIET
 from sim.processes import Family, orphans_adopted, signals_raise, signals_wait
+from sim.report import conclude
 
 PROJECT = Path(__file__).resolve().parents[1]  # a checkout, or the site-packages folder that a wheel was installed into
 START_SECONDS = 60.0
@@ -244,9 +245,12 @@ def run_experiment(settings: Settings, overrides: Sequence[str]) -> int:
     paths = {"output": settings.output, "resume": settings.resume}
     paths |= {f"dataset.{key}": settings.dataset.get(key) for key in ("folder", "cache")}
     absolute = {key: os.path.abspath(os.path.expanduser(path)).replace("'", "\\'") for key, path in paths.items() if path is not None}
-    return run(
-        [*overrides, *(f"{key}='{path}'" for key, path in absolute.items())],
-        clients=settings.clients,
-        cpus_per_client=settings.runtime["cpus_per_client"],
-        gpus_per_client=settings.runtime["gpus_per_client"],
-    )
+    try:
+        return run(
+            [*overrides, *(f"{key}='{path}'" for key, path in absolute.items())],
+            clients=settings.clients,
+            cpus_per_client=settings.runtime["cpus_per_client"],
+            gpus_per_client=settings.runtime["gpus_per_client"],
+        )
+    finally:
+        conclude(settings.folder)

@@ -132,6 +132,14 @@ def write_report(folder: Path) -> Path:
     return path
 
 
+def conclude(folder: Path) -> None:
+    """Close the record of a run that was killed and could not do so itself: it is interrupted, and its report shows what was finished."""
+    run = _read(folder / "run.json", json.loads)
+    if isinstance(run, dict) and run.get("status") == "running":
+        replace_file(folder / "run.json", (json.dumps({**run, "status": "interrupted"}, indent=1) + "\n").encode())
+        write_report(folder)
+
+
 def _read(path: Path, parse: Callable[[str], Any]) -> Any:
     """The file's content, or nothing where it is missing or damaged: a report of a broken run is better than none."""
     try:

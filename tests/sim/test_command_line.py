@@ -72,3 +72,20 @@ def test_telemetry_is_off_unless_the_user_says_otherwise() -> None:
 def test_help_comes_at_once(tmp_path: Path) -> None:
     ended = run("--help")
     assert ended.returncode == 0 and "experiment" in ended.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_interrupted_run_through_flower_leaves_one_too(tmp_path: Path) -> None:
+    """There the server is killed with its SuperLink; the command closes the record for it."""
+    endless = overrides("synthesis.di.synthesizer.steps=1000000", f"output='{tmp_path}'", "runtime=flower", methods=["di"])
+    process = subprocess.Popen(command(*endless), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    deadline, summary = time.monotonic() + 90, tmp_path / "summary.json"
+    while not (summary.exists() and len(json.loads(summary.read_text())) == 3):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "interrupted" and len(json.loads(summary.read_text())) == 3
+    assert "uniform ensemble" in (tmp_path / "report.html").read_text()

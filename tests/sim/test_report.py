@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sim.charts import charts, ticks
 from sim.plots import draw_impressions, draw_partition
-from sim.report import write_report
+from sim.report import conclude, write_report
 from sim.results import Row, RunFolder, Sheet
 
 HOSTILE = "<script>alert('x')</script>\"&"
@@ -159,3 +159,14 @@ def test_ticks_cover_the_range_with_a_few_round_numbers(low: float, span: float)
     marks = ticks(low, low + span)
     assert marks[0] <= low + 1e-6 * max(1, span) and marks[-1] >= low + span - 1e-6 * max(1, span)
     assert 2 <= len(marks) <= 8
+
+
+def test_a_killed_runs_record_is_closed_and_a_finished_one_left_alone(tmp_path: Path) -> None:
+    for status, expected in (("running", "interrupted"), ("finished", "finished")):
+        folder = tmp_path / status
+        folder.mkdir()
+        (folder / "run.json").write_text(json.dumps({"status": status, "seed": 3}))
+        conclude(folder)
+        assert json.loads((folder / "run.json").read_text()) == {"status": expected, "seed": 3}
+        assert (folder / "report.html").exists() == (status == "running")
+    conclude(tmp_path / "nowhere")  # a run that never began has nothing to close
