@@ -128,7 +128,7 @@ class Ensemble(nn.Module):
         """Write weights and architectures to one safetensors file.
 
         Raises:
-            FedimprError: a member was not made by :func:`fedimpr.models.build`, so its architecture has no name.
+            FedimprError: the file cannot be written, or a member was not made by :func:`fedimpr.models.build`, so its architecture has no name.
         """
         specs = []
         for index, member in enumerate(self.members):
@@ -137,7 +137,12 @@ class Ensemble(nn.Module):
             specs.append(member.spec)
         tensors = {key: value.contiguous() for key, value in self.state_dict().items()}
         metadata = {"format": "pt", "kind": "fedimpr.ensemble", "members": json.dumps(specs)}
-        Path(path).write_bytes(save(tensors, metadata))
+        try:
+            Path(path).write_bytes(save(tensors, metadata))
+        except OSError as error:
+            raise FedimprError(
+                f"cannot write {path}: {error.strerror or error}", stage="saving the ensemble", remedy="Free some space."
+            ) from error
 
     @classmethod
     def load(cls, path: str | Path) -> Ensemble:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fedimpr.errors import ConfigError, FedimprError
 from sim.config import Settings
-from strategies.federation import under
 from strategies.rounds import Resumable
 
 
@@ -39,16 +38,16 @@ def save(settings: Settings, strategy: Resumable, round: int, weights: dict[str,
         old.unlink()
 
 
-def newest(settings: Settings, strategy: Resumable, weights: dict[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
-    """The last round with a whole state in ``settings.resume`` and its global weights; the strategy takes over its part.
+def newest(settings: Settings) -> tuple[int, dict[str, Tensor]]:
+    """The last round with a whole state in ``settings.resume``, and that state; nothing is touched.
 
-    Without ``resume`` this is round 0 with the given weights.
+    Without ``resume`` it is round 0 without a state.
 
     Raises:
-        ConfigError: the folder holds no state, or its configuration differs; the differing keys are named.
+        ConfigError: the folder holds no state, its configuration differs (the differing keys are named), or no round is left to run.
     """
     if settings.resume is None:
-        return 0, weights
+        return 0, {}
     for path in sorted((Path(settings.resume) / "state").glob("round-*.safetensors"), reverse=True):
         try:
             with safe_open(str(path), framework="pt") as file:
@@ -57,13 +56,11 @@ def newest(settings: Settings, strategy: Resumable, weights: dict[str, Tensor]) 
         except (SafetensorError, OSError):
             continue  # half written or damaged: the one before is whole
         if metadata["hash"] != settings.hash():
-            raise ConfigError(
-                "resume",
-                settings.resume,
-                f"a run of the same configuration; this one differs in {_difference(metadata['config'], settings.to_json())}",
-            )
-        strategy.load_state_dict(under(state, "strategy/"))
-        return int(metadata["round"]), under(state, "global/")
+            difference = _difference(metadata["config"], settings.to_json())
+            raise ConfigError("resume", settings.resume, f"a run of the same configuration; this one differs in {difference}")
+        if int(metadata["round"]) >= settings.rounds:
+            raise ConfigError("resume", settings.resume, f"a run with rounds left; all {settings.rounds} of this one are done")
+        return int(metadata["round"]), state
     raise ConfigError("resume", settings.resume, "a result folder with a finished round (state/round-*.safetensors)")
 
 

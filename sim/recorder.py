@@ -23,7 +23,7 @@ from fedimpr.update import Update
 from sim.config import Settings
 from sim.federation import dataset_of, partition_of
 from sim.progress import Progress, table
-from sim.results import Row, RunFolder, Sheet, Status, peak_memory_mb
+from sim.results import Row, RunFolder, Sheet, Status, peak_memory_mb, read_rows
 from strategies import Cost
 
 log = logging.getLogger(__name__)
@@ -42,11 +42,12 @@ class Recorder:
         self.settings, self.start = settings, time.monotonic()
         self.data, self.partition = dataset_of(settings), partition_of(settings)
         resumed = settings.resume is not None and Path(settings.resume).resolve() == settings.folder.resolve()
+        self.rows = {row.method: row for row in read_rows(settings.folder / "summary.json")} if resumed else {}
         self.folder = RunFolder(settings.folder, start=self.start, resumed=resumed)
-        self.rows: dict[str, Row] = {}
+        self.folder.rows(list(self.rows.values()))
         self.exclusions: list[str] = []
         self.sheets: dict[str, Sheet] = {}
-        self.accuracies: dict[str, float] = {}
+        self.accuracies = {name: row.accuracy for name, row in self.rows.items()}
         self.members = 0
         self.transfer: dict[str, float] | None = None  # measures of the impressions that the next student learned from
         self.bar = Progress()

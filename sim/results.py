@@ -163,6 +163,14 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
     return metrics
 
 
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a ``summary.json``; none where it is missing or damaged."""
+    try:
+        return [Row(**{key: value for key, value in row.items() if key != "note"}) for row in json.loads(path.read_bytes())]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
 def peak_memory_mb() -> float:
     """The largest resident memory of this process so far, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

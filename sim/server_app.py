@@ -11,6 +11,7 @@ from sim.checkpoint import newest, save
 from sim.config import Settings, composed, from_json, placed
 from sim.federation import build_model, check, strategy_of, threads
 from sim.recorder import Recorder
+from strategies.federation import under
 from strategies.rounds import run_rounds
 
 app = ServerApp()
@@ -26,10 +27,12 @@ def main(grid: Grid, context: Context) -> None:
 def run(settings: Settings, grid: Grid) -> None:
     """Run a federation on a grid. Whatever ends it, the result folder says so and holds all that was finished."""
     check(settings)
+    done, state = newest(settings)  # before the recorder touches the folder: what cannot be resumed stays as it is
     with Recorder(settings) as recorder, threads(int(settings.runtime["threads"])):
         strategy = strategy_of(settings, recorder)
-        weights = build_model(settings, None).state_dict()
-        done, weights = newest(settings, strategy, weights)
+        weights = under(state, "global/") or build_model(settings, None).state_dict()
+        if done:
+            strategy.load_state_dict(under(state, "strategy/"))
         run_rounds(
             strategy,
             grid,

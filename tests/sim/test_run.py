@@ -162,12 +162,16 @@ def test_below_the_minimum_the_run_stops_and_says_why(tmp_path: Path, how: str) 
     assert (tmp_path / "report.html").exists() and (tmp_path / "partition.png").exists()
 
 
-def test_a_changed_configuration_does_not_resume(tmp_path: Path) -> None:
+def test_what_cannot_be_resumed_stays_as_it_is(tmp_path: Path) -> None:
     run_local(tiny(tmp_path, methods=["di"]))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(ConfigError, match="a run with rounds left; all 1 of this one are done"):
+        run_local(tiny(tmp_path, f"resume='{tmp_path}'", methods=["di"]))
     with pytest.raises(ConfigError, match=r"resume.*differs in training.lr: 0.01 then, 0.02 now"):
         run_local(tiny(tmp_path, "training.lr=0.02", f"resume='{tmp_path}'", methods=["di"]))
     with pytest.raises(ConfigError, match="a result folder with a finished round"):
         run_local(tiny(tmp_path / "new", f"resume='{tmp_path / 'nothing'}'", methods=["di"]))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 def test_a_half_written_state_is_passed_over(tmp_path: Path) -> None:
@@ -176,6 +180,7 @@ def test_a_half_written_state_is_passed_over(tmp_path: Path) -> None:
     whole = {key: tensor.clone() for key, tensor in load_file(state).items()}  # not mapped from the file that is cut next
     state.write_bytes(state.read_bytes()[:500])
     run_local(tiny(tmp_path, "rounds=2", f"resume='{tmp_path}'", methods=["di"]))
+    assert "one-shot FedAvg" in [row["method"] for row in read(tmp_path, "summary.json")]  # of the round before
     again = load_file(state)
     assert whole.keys() == again.keys() and all(torch.equal(whole[key], again[key]) for key in whole)
 
