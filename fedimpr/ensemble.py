@@ -140,9 +140,8 @@ class Ensemble(nn.Module):
         try:
             Path(path).write_bytes(save(tensors, metadata))
         except OSError as error:
-            raise FedimprError(
-                f"cannot write {path}: {error.strerror or error}", stage="saving the ensemble", remedy="Free some space."
-            ) from error
+            problem = f"cannot write {path}: {error.strerror or error}"
+            raise FedimprError(problem, stage="saving the ensemble", remedy="Free some space.") from error
 
     @classmethod
     def load(cls, path: str | Path) -> Ensemble:

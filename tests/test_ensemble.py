@@ -73,6 +73,8 @@ def test_saved_and_loaded_is_the_same_teacher(tmp_path) -> None:
     ensemble = Ensemble([small_model(0), small_model(1, name="lenet5_half")], torch.tensor([1.0, 2.0]))
     ensemble.save(tmp_path / "e.safetensors")
     assert torch.equal(Ensemble.load(tmp_path / "e.safetensors")(images()), ensemble(images()))
+    with pytest.raises(FedimprError, match="saving the ensemble: cannot write .*nowhere"):
+        ensemble.save(tmp_path / "nowhere" / "e.safetensors")
     (tmp_path / "e.safetensors").write_bytes(b"half a file")
     with pytest.raises(FedimprError, match="is no ensemble file"):
         Ensemble.load(tmp_path / "e.safetensors")
