@@ -128,7 +128,8 @@ class Ensemble(nn.Module):
         """Write weights and architectures to one safetensors file.
 
         Raises:
-            FedimprError: the file cannot be written, or a member was not made by :func:`fedimpr.models.build`, so its architecture has no name.
+            FedimprError: the file cannot be written, or a member was not made by :func:`fedimpr.models.build` and has no named
+                architecture.
         """
         specs = []
         for index, member in enumerate(self.members):
