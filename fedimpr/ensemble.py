@@ -75,22 +75,25 @@ class Ensemble(nn.Module):
         """Every member's logits, (M, N, K)."""
         return self._each(lambda member, x: (member(x),), images)[0]
 
-    def observe(self, images: Tensor, *, batch_norm: bool = False, features: Features | None = None) -> Observation:
-        """As :func:`fedimpr.observation.observe`; batch-norm distances are averaged and features concatenated over members."""
+    def observe(
+        self, images: Tensor, *, statistics: bool = False, features: Features | None = None, counted: int | None = None
+    ) -> Observation:
+        """As :func:`fedimpr.observation.observe`; the members' statistics and features follow each other."""
 
         def look(member: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-            return tuple(observe_module(member, x, batch_norm=batch_norm, features=features))
+            return tuple(observe_module(member, x, statistics=statistics, features=features, counted=counted))
 
         if self._runs_batched(images):
-            logits, distances, seen = self._each(look, images)
-            return Observation((self.weights[:, None] * logits).sum(0), distances.mean(), seen.transpose(0, 1).flatten(1))
+            logits, taken, seen = self._each(look, images)
+            return Observation((self.weights[:, None] * logits).sum(0), taken.transpose(0, 1).flatten(1), seen.transpose(0, 1).flatten(1))
         # One running sum instead of a stack of M: the members' logits need not be alive together.
-        logits, distance, parts = images.new_zeros(()), images.new_zeros(()), []
+        logits, parts, features_of = images.new_zeros(()), [], []
         for weight, member in zip(self.weights, self.members, strict=True):
-            z, d, f = self._one(look, member, images)
-            logits, distance = logits + weight * z, distance + d / len(self)
-            parts.append(f)
-        return Observation(logits, distance, torch.cat(parts, 1))
+            z, s, f = self._one(look, member, images)
+            logits = logits + weight * z
+            parts.append(s)
+            features_of.append(f)
+        return Observation(logits, torch.cat(parts, 1), torch.cat(features_of, 1))
 
     def _runs_batched(self, images: Tensor) -> bool:
         if not self.alike or len(self) == 1 or self.batched is not None:

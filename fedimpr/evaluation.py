@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedimpr.data import Images
+from fedimpr.devices import device_of
 from fedimpr.observation import frozen
-from fedimpr.synthesis.base import device_of
 
 
 class Score(NamedTuple):

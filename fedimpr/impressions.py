@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ class Impressions:
         targets: (N, K) soft targets, rows sum to one: the teacher's softmax at the synthesizer's temperature.
         labels: (N,) int64, the class each image was asked to show.
         teacher_passes: images that went through the teacher to make these (an ensemble of M counts once).
+        note: what a reader of results must know about how they were made, in a few words; empty where there is nothing.
 
     Raises:
         FedimprError: shapes disagree, a value is not finite, or a pixel lies outside [0, 1].
@@ -47,6 +49,7 @@ class Impressions:
     targets: Tensor
     labels: Tensor
     teacher_passes: int
+    note: str = ""
 
     def __post_init__(self) -> None:
         n = len(self.images)
@@ -63,11 +66,30 @@ class Impressions:
         return len(self.images)
 
 
+class Sample(NamedTuple):
+    """Impressions drawn from a bank.
+
+    Attributes:
+        images: (N, C, H, W) float32 in [0, 1].
+        places: (N,) int64, where in :attr:`Bank.images` they stand.
+    """
+
+    images: Tensor
+    places: Tensor
+
+
 class Bank:
     """The bounded memory that holds impressions over batches, rounds and tasks: first in, first out, on the device of what it is given.
 
+    Pixels are held as 8-bit integers, a quarter of the memory, and come out as multiples of 1 / 255: what a picture file would hold, and
+    the resolution that the teacher's own training images had.
+
     Args:
         capacity: how many impressions it holds at most, >= 1.
+
+    Attributes:
+        sources: where all that it was given came from.
+        notes: the distinct notes that came with it, see :class:`Impressions`.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -76,6 +98,7 @@ class Bank:
         self.capacity = capacity
         self.added = 0
         self.sources: list[Source] = []
+        self.notes: list[str] = []
         self._rows: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
@@ -85,9 +108,12 @@ class Bank:
         """Take impressions in; the oldest leave once the capacity is reached."""
         if source not in self.sources:
             self.sources.append(source)
+        if impressions.note and impressions.note not in self.notes:
+            self.notes.append(impressions.note)
         origin = torch.full_like(impressions.labels, self.sources.index(source))
         new = {"images": impressions.images, "targets": impressions.targets, "labels": impressions.labels, "origins": origin}
         new = {key: rows[-self.capacity :].detach() for key, rows in new.items()}
+        new["images"] = (new["images"] * 255).round().to(torch.uint8)
         count = len(new["labels"])
         if not self._rows:
             self._rows = {key: rows.new_zeros(self.capacity, *rows.shape[1:]) for key, rows in new.items()}
@@ -96,22 +122,22 @@ class Bank:
             self._rows[key][places] = rows
         self.added += count
 
-    def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw ``count`` impressions with replacement: images (count, C, H, W) and targets (count, K).
+    def sample(self, count: int, generator: torch.Generator) -> Sample:
+        """Draw ``count`` impressions with replacement.
 
         Raises:
             FedimprError: the bank is empty.
         """
         if not len(self):
             raise FedimprError("the bank is empty", stage="distillation", remedy="Add impressions before drawing from it.")
-        images = self._rows["images"]
-        places = torch.randint(len(self), (count,), generator=generator).to(images.device)
-        return images[places], self._rows["targets"][places]
+        pixels = self._rows["images"]
+        places = torch.randint(len(self), (count,), generator=generator).to(pixels.device)
+        return Sample(pixels[places].float() / 255, places)
 
     @property
     def images(self) -> Tensor:
-        """All held images, (len(self), C, H, W)."""
-        return self._rows["images"][: len(self)]
+        """All held images, (len(self), C, H, W) float32: a copy, four times the memory that they are held in."""
+        return self._rows["images"][: len(self)].float() / 255
 
     @property
     def targets(self) -> Tensor:
@@ -128,8 +154,9 @@ class Bank:
         return self.sources[int(self._rows["origins"][place])]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything a later run needs to go on, as tensors (the sources as JSON in bytes)."""
-        note = json.dumps({"added": self.added, "capacity": self.capacity, "sources": [asdict(source) for source in self.sources]})
+        """Everything a later run needs to go on, as tensors (sources and notes as JSON in bytes)."""
+        sources = [asdict(source) for source in self.sources]
+        note = json.dumps({"added": self.added, "capacity": self.capacity, "sources": sources, "notes": self.notes})
         held = {key: rows[: len(self)].clone() for key, rows in self._rows.items()}
         return {**held, "note": torch.tensor(list(note.encode()), dtype=torch.uint8)}
 
@@ -138,6 +165,7 @@ class Bank:
         note = json.loads(bytes(state["note"].tolist()))
         self.capacity, self.added = note["capacity"], note["added"]
         self.sources = [Source(**source) for source in note["sources"]]
+        self.notes = list(note.get("notes", []))
         self._rows = {}
         for key, rows in state.items():
             if key != "note":

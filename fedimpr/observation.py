@@ -1,6 +1,6 @@
-"""What a teacher shows while images pass through it: logits, batch-norm statistics, features.
+"""What a teacher shows while images pass through it: logits, batch statistics, features.
 
-The statistic is the one of DeepInversion (Yin et al., CVPR 2020) in the form that CMI uses (Fang et al., IJCAI 2021).
+The statistics are those of DeepInversion (Yin et al., CVPR 2020): mean and variance of every batch-norm layer's input.
 """
 
 from __future__ import annotations
@@ -23,78 +23,88 @@ class Observation(NamedTuple):
 
     Attributes:
         logits: (N, K), unscaled.
-        batch_norm: scalar; the sum over batch-norm layers of ``|mean - running_mean|_2 + |var - running_var|_2`` of the layer's input.
-            An ensemble gives the mean over its members. Zero where it was not asked for.
-        features: (N, F); empty (N, 0) where they were not asked for. An ensemble concatenates its members' features.
+        statistics: (2, S) mean and variance of the batch at each of the S channels that pass through batch-norm layers, the layers in
+            module order; (2, 0) where they were not asked for. An ensemble's members follow each other.
+        features: (N, F); (N, 0) where they were not asked for. An ensemble concatenates its members' features.
     """
 
     logits: Tensor
-    batch_norm: Tensor
+    statistics: Tensor
     features: Tensor
 
 
-def observe(teacher: nn.Module, images: Tensor, *, batch_norm: bool = False, features: Features | None = None) -> Observation:
+def observe(
+    teacher: nn.Module, images: Tensor, *, statistics: bool = False, features: Features | None = None, counted: int | None = None
+) -> Observation:
     """Pass images through a teacher and report what its layers saw; no hook outlives the call.
 
     Args:
         teacher: a model or an :class:`~fedimpr.ensemble.Ensemble`, in eval mode.
         images: (N, C, H, W) in [0, 1].
-        batch_norm: whether to compare batch statistics with the running ones.
+        statistics: whether to take batch statistics.
         features: ``"penultimate"``, the input of the final layer; ``"batch_norm"``, the spatial mean of every batch-norm layer's input,
             concatenated over layers (CMI's instance features); or ``None``.
+        counted: how many of the images, the first ones, the statistics are of; ``None`` for all. So two views of a batch can share a pass.
 
     Raises:
         TeacherError: the teacher has no final linear layer to take penultimate features from.
     """
     if isinstance(teacher, Observable):
-        return teacher.observe(images, batch_norm=batch_norm, features=features)
-    return observe_module(teacher, images, batch_norm=batch_norm, features=features)
+        return teacher.observe(images, statistics=statistics, features=features, counted=counted)
+    return observe_module(teacher, images, statistics=statistics, features=features, counted=counted)
 
 
 @runtime_checkable
 class Observable(Protocol):
     """A teacher that observes itself because it is made of several modules."""
 
-    def observe(self, images: Tensor, *, batch_norm: bool, features: Features | None) -> Observation:
+    def observe(self, images: Tensor, *, statistics: bool, features: Features | None, counted: int | None) -> Observation:
         """As :func:`observe`."""
         ...
 
 
-def observe_module(module: nn.Module, images: Tensor, *, batch_norm: bool, features: Features | None) -> Observation:
+def observe_module(module: nn.Module, images: Tensor, *, statistics: bool, features: Features | None, counted: int | None) -> Observation:
     """As :func:`observe`, for one module. A pure function of its tensors, so that it may run under ``vmap`` or be checkpointed."""
-    distances: list[Tensor] = []
-    seen: list[Tensor] = []
+    layers = batch_norm_layers(module) if statistics or features == "batch_norm" else []
+    taken: dict[nn.Module, Tensor] = {}
+    seen: dict[nn.Module, Tensor] = {}
 
     def at_batch_norm(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        assert isinstance(layer, _BatchNorm)
-        x: Tensor = inputs[0]
-        if batch_norm:
+        x: Tensor = inputs[0].float()
+        if statistics:
+            part = x[:counted]
             axes = [0, *range(2, x.dim())]
-            assert layer.running_mean is not None and layer.running_var is not None
-            distances.append((x.mean(axes) - layer.running_mean).norm() + (x.var(axes, unbiased=False) - layer.running_var).norm())
+            taken[layer] = torch.stack([part.mean(axes), part.var(axes, unbiased=False)])
         if features == "batch_norm":
-            seen.append(x.flatten(2).mean(2) if x.dim() > 2 else x)
+            seen[layer] = x.flatten(2).mean(2) if x.dim() > 2 else x
 
-    hooks = []
-    if batch_norm or features == "batch_norm":
-        hooks += [layer.register_forward_pre_hook(at_batch_norm) for layer in batch_norm_layers(module)]
+    def at_final_layer(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        seen[layer] = inputs[0].float()
+
+    hooks = [layer.register_forward_pre_hook(at_batch_norm) for layer in layers]
     if features == "penultimate":
-        hooks.append(final_layer(module).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])))
+        hooks.append(final_layer(module).register_forward_pre_hook(at_final_layer))
     try:
-        logits = module(images)
+        logits = module(images).float()
     finally:
         for hook in hooks:
             hook.remove()
-    return Observation(
-        logits,
-        torch.stack(distances).sum() if distances else logits.new_zeros(()),
-        torch.cat(seen, 1) if seen else logits[:, :0],
-    )
+    # In module order, whatever the order of calls. A layer that this pass left out (an auxiliary head) shows what it remembers.
+    found = [taken[layer] if layer in taken else running(layer) for layer in layers] if statistics else []
+    order = layers if features == "batch_norm" else list(seen)
+    parts = [seen[layer] for layer in order if layer in seen]
+    return Observation(logits, torch.cat(found, 1) if found else logits.new_zeros(2, 0), torch.cat(parts, 1) if parts else logits[:, :0])
 
 
 def batch_norm_layers(module: nn.Module) -> list[nn.Module]:
     """The layers of a teacher that keep running statistics, in module order."""
     return [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.running_mean is not None]
+
+
+def running(layer: nn.Module) -> Tensor:
+    """(2, S): the running mean and variance of a batch-norm layer."""
+    assert isinstance(layer, _BatchNorm) and layer.running_mean is not None and layer.running_var is not None
+    return torch.stack([layer.running_mean, layer.running_var]).detach().float()
 
 
 @contextmanager

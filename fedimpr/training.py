@@ -10,8 +10,8 @@ from torch import nn
 
 from fedimpr import seeds
 from fedimpr.data import Images
+from fedimpr.devices import device_of
 from fedimpr.errors import ConfigError, FedimprError
-from fedimpr.synthesis.base import device_of
 from fedimpr.views import Views
 
 

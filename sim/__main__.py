@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn
 
 from sim.environment import quiet
 
@@ -40,16 +42,26 @@ def hydra_main(config: DictConfig) -> None:
 
             run_local(settings)
     except (FedimprError, OmegaConfBaseException) as error:
-        failures.append(f"error: {' '.join(str(error).split())}")
-        print(failures[-1], file=sys.stderr)
+        failed(error)
+
+
+def failed(error: Exception) -> None:
+    """Tell a failure in one line, and remember it for the exit status."""
+    failures.append(f"error: {' '.join(str(error).split())}")
+    print(failures[-1], file=sys.stderr)
 
 
 def main() -> None:
-    """Run, and turn every expected failure into one line and exit status 1 (130 and 143 when interrupted)."""
+    """The command."""
+    guarded(hydra_main)
+
+
+def guarded(command: Callable[[], None]) -> NoReturn:
+    """Run a Hydra main, and turn every expected failure into one line and exit status 1 (130 and 143 when interrupted)."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through to here instead of printing them in four lines
     signal.signal(signal.SIGTERM, _stop)
     try:
-        hydra_main()
+        command()
     except (HydraException, OmegaConfBaseException) as error:
         from sim.config import in_one_line
 

@@ -15,21 +15,23 @@ import yaml
 from torch import nn
 
 from fedimpr.ensemble import Ensemble
-from fedimpr.errors import UpdateError
+from fedimpr.errors import FedimprError, UpdateError
 from fedimpr.evaluation import evaluate
 from fedimpr.impressions import Bank
+from fedimpr.measures import describe, drawn
 from fedimpr.models import Classifier
 from fedimpr.update import Update
 from sim.config import Settings
 from sim.federation import dataset_of, partition_of
 from sim.progress import Progress, table
-from sim.results import Row, RunFolder, Sheet, Status, peak_memory_mb, read_rows
+from sim.results import MEASURED, NEIGHBOURS, Row, RunFolder, Sheet, Status, peak_memory_mb, read_rows
 from strategies import Cost
 
 log = logging.getLogger(__name__)
 
 POINTS = 100  # of a curve
 ROWS_PER_SHEET = 4  # images of each class on a picture
+BATCH = 500  # images in a pass that measures
 
 
 class Recorder:
@@ -49,7 +51,8 @@ class Recorder:
         self.sheets: dict[str, Sheet] = {}
         self.accuracies = {name: row.accuracy for name, row in self.rows.items()}
         self.members = 0
-        self.transfer: dict[str, float] | None = None  # measures of the impressions that the next student learned from
+        self.transfer: dict[str, float] = {}  # measures of the impressions that the next student learned from
+        self.notes: list[str] = []  # on those impressions
         self.bar = Progress()
 
     def __enter__(self) -> Recorder:
@@ -108,14 +111,19 @@ class Recorder:
         self._row(round, name, score.accuracy, cost)
 
     def mined(self, round: int, method: str, bank: Bank, teacher: nn.Module) -> None:
-        """Keep a few impressions of every class for the picture, and how they were understood by the teacher."""
-        with torch.no_grad():
-            decided = torch.cat([teacher(images).argmax(1) for images in bank.images.split(500)])
-        self.transfer = {"label_fidelity": (decided == bank.labels).double().mean().item()}
-        self.folder.metric("mined", round=round, method=method, held=len(bank), **self.transfer)
+        """Measure the impressions, for the report only, and keep a few of every class for the picture."""
+        held, test = bank.images, self.data.test
+        real, _ = test.batch(drawn(len(test), MEASURED))
+        try:
+            self.transfer = describe(teacher, held, bank.labels, real=real, limit=MEASURED, batch=BATCH, neighbours=NEIGHBOURS)
+        except (FedimprError, RuntimeError) as error:  # too few images, no memory, no convergence: a run does not end for a measure
+            log.warning("round %d: the impressions of %s are not measured: %s", round, method, error)
+            self.transfer = {}
+        self.notes = list(bank.notes)
+        self.folder.metric("mined", round=round, method=method, held=len(bank), **self.transfer, notes=self.notes)
         classes = range(int(bank.targets.shape[1]))
         places = torch.cat([torch.nonzero(bank.labels == k).flatten()[:ROWS_PER_SHEET] for k in classes]).cpu()
-        images, labels = bank.images[places].cpu(), bank.labels[places].cpu()
+        images, labels = held[places].cpu(), bank.labels[places].cpu()
         self.sheets[method.upper()] = Sheet(images, labels, self.data.train.classes)
 
     def _row(self, round: int, name: str, accuracy: float, cost: Cost) -> None:
@@ -124,8 +132,8 @@ class Recorder:
         costs = {key: value for key, value in asdict(cost).items() if key != "seconds" and value}
         self.rows[name] = Row(
             method=name, accuracy=accuracy, ratio=None, seconds=cost.seconds, clients=self.members, excluded=len(self.exclusions),
-            peak_memory_mb=peak_memory_mb(), transfer=self.transfer, **costs,
+            peak_memory_mb=peak_memory_mb(), transfer=self.transfer or None, notes=self.notes or None, **costs,
         )  # fmt: skip
-        self.transfer = None
+        self.transfer, self.notes = {}, []
         self.rows = {key: replace(row, ratio=row.accuracy / ceiling if ceiling else None) for key, row in self.rows.items()}
         self.folder.rows(list(self.rows.values()))

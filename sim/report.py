@@ -8,13 +8,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from fedimpr.errors import FedimprError
 from sim.charts import COLOURS, charts
-from sim.results import read_metrics, replace_file
+from sim.results import MEASURED, NEIGHBOURS, read_metrics, replace_file
 
 STYLE = """
 :root {
@@ -81,13 +81,51 @@ STYLE += "".join(
 
 COSTS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "images": ("impressions", lambda value: f"{value:,}"),
-    "teacher_passes": ("teacher passes (images)", lambda value: f"{value:,}"),
+    "mining_seconds": ("mining (seconds)", lambda value: f"{value:,.1f}"),
+    "mining_passes": ("teacher passes for mining (images)", lambda value: f"{value:,}"),
+    "teacher_passes": ("teacher passes in all (images)", lambda value: f"{value:,}"),
     "steps": ("student steps", lambda value: f"{value:,}"),
     "batch": ("batch", lambda value: f"{value:,}"),
     "peak_memory_mb": ("peak memory (MiB)", lambda value: f"{value:,.0f}"),
     "clients": ("clients", str),
     "excluded": ("excluded", str),
 }
+
+
+class Measure(NamedTuple):
+    """How a measure of impressions is shown."""
+
+    name: str
+    form: Callable[[Any], str]
+    meaning: str
+
+
+MEASURES: Mapping[str, Measure] = {
+    "label_fidelity": Measure("label fidelity (%)", "{:.2%}".format, "how many the teacher takes for the class they were asked to show"),
+    "confidence": Measure("confidence (%)", "{:.2%}".format, "the teacher's largest class probability, on average"),
+    "mean_distance": Measure(
+        "mean distance", "{:.4g}".format, "between two of them, in units of the teacher's features; more is more varied"
+    ),
+    "effective_number": Measure(
+        "effective number",
+        "{:.4g}".format,
+        "how many wholly unlike ones would be as varied (Vendi score): from 1, where all are alike, to the number measured",
+    ),
+    "coverage": Measure(
+        "coverage (%)",
+        "{:.2%}".format,
+        f"evaluation images that have one of them no farther than their {NEIGHBOURS}th nearest evaluation image; more is better",
+    ),
+    "frechet_distance": Measure(
+        "Fréchet distance", "{:.4g}".format, "from the evaluation images, in squared units of the teacher's features; less is better"
+    ),
+    "mining_seconds": Measure("seconds per image", "{:.3g}".format, "wall time of mining over impressions mined"),
+    "mining_passes": Measure("teacher passes per image", "{:,.4g}".format, "images sent through the teacher to mine one impression"),
+}
+MEASURED_HOW = (
+    f"Measured on up to {MEASURED:,} impressions and as many evaluation images, in the teacher's penultimate features. Distances compare "
+    "methods of one run, not runs. Coverage and Fréchet distance look at evaluation images: they are for this page, and choose nothing."
+)
 
 
 def write_report(folder: Path) -> Path:
@@ -204,15 +242,34 @@ def _costs(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _transfer(rows: Sequence[Mapping[str, Any]]) -> str:
-    told = [row for row in rows if row.get("transfer")]
-    keys = list(dict.fromkeys(key for row in told for key in row["transfer"]))
+    told = [(row, found) for row in rows if (found := _measures(row))]
+    keys = list(dict.fromkeys(key for _, found in told for key in found))
+    names = [MEASURES[key].name if key in MEASURES else key.replace("_", " ") for key in keys]
     lines = [
         f'<tr><th scope="row">{escape(str(row.get("method")))}</th>'
-        + "".join(f"<td>{escape(_words(row['transfer'].get(key)))}</td>" for key in keys)
+        + "".join(f"<td>{escape(_measured(key, found.get(key)))}</td>" for key in keys)
         + "</tr>"
-        for row in told
+        for row, found in told
     ]
-    return _table(("method", *(key.replace("_", " ") for key in keys)), lines) if keys else ""
+    notes = [f"<li>{escape(str(row.get('method')))}: {escape(_words(note))}</li>" for row in rows for note in row.get("notes") or ()]
+    meanings = [f"<dt>{escape(MEASURES[key].name)}</dt><dd>{escape(MEASURES[key].meaning)}</dd>" for key in keys if key in MEASURES]
+    return (
+        (_table(("method", *names), lines) if lines else "")
+        + (f"<ul>{''.join(notes)}</ul>" if notes else "")
+        + (f'<p class="soft">{escape(MEASURED_HOW)}</p><dl class="soft">{"".join(meanings)}</dl>' if meanings else "")
+    )
+
+
+def _measures(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured on a row's impressions, and what mining one of them cost."""
+    costs = {key: row[key] / row["images"] for key in ("mining_seconds", "mining_passes") if row.get("images") and row.get(key) is not None}
+    return {**(row.get("transfer") or {}), **costs}
+
+
+def _measured(key: str, value: Any) -> str:
+    if value is None or key not in MEASURES:
+        return _words(value)
+    return MEASURES[key].form(value).removesuffix("%")  # the unit is in the head
 
 
 def _table(head: Sequence[str], lines: Sequence[str], kind: str = "") -> str:

@@ -29,6 +29,10 @@ Status = Literal["running", "finished", "interrupted", "failed"]
 # What an earlier run may have left in a folder that is used again.
 PRODUCTS = ("metrics.jsonl", "impressions.png", "partition.png", "report.html")
 
+# Impressions, and evaluation images, that the measures look at, at most: a second or two of linear algebra.
+MEASURED = 2000
+NEIGHBOURS = 5  # of coverage, as in its paper
+
 
 @dataclass(frozen=True)
 class Row:
@@ -40,13 +44,16 @@ class Row:
         ratio: accuracy over the ensemble's; ``None`` while there is no ensemble.
         seconds: wall time.
         images: impressions mined.
+        mining_seconds: the part of the wall time that mining took.
+        mining_passes: images that went through the teacher for mining.
         teacher_passes: images that went through the teacher.
         steps: optimiser steps of the student.
         batch: images per step.
         peak_memory_mb: of the process so far.
         clients: whose updates are in it.
         excluded: clients that were left out.
-        transfer: measures of what the impressions carry over, by name.
+        transfer: measures of what the impressions carry over, by name, see :func:`fedimpr.measures.describe`.
+        notes: what is worth knowing about the impressions, one sentence each.
     """
 
     method: str
@@ -54,6 +61,8 @@ class Row:
     ratio: float | None
     seconds: float
     images: int | None = None
+    mining_seconds: float | None = None
+    mining_passes: int | None = None
     teacher_passes: int | None = None
     steps: int | None = None
     batch: int | None = None
@@ -61,6 +70,7 @@ class Row:
     clients: int | None = None
     excluded: int | None = None
     transfer: Mapping[str, float] | None = None
+    notes: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)

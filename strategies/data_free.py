@@ -108,7 +108,7 @@ class DataFree(Strategy):
         fed, method, bank = self.federation, self.methods[name], self.banks[name]
         start = time.monotonic()
         student = loaded(fed.build(None), self.sent).to(fed.device)
-        passes = mine_and_distil(
+        spent = mine_and_distil(
             ensemble,
             student,
             method.synthesizer,
@@ -120,7 +120,15 @@ class DataFree(Strategy):
             generator=seeds.generator(fed.seed, f"server/{name}", round),
             progress=lambda stage, done, total, **info: fed.watch.progress(f"{stage} {name}", done, total, **info),
         )
-        cost = Cost(time.monotonic() - start, method.mining.images, passes, self.distillation.steps, self.distillation.batch_size)
+        cost = Cost(
+            seconds=time.monotonic() - start,
+            images=method.mining.images,
+            mining_seconds=spent.mining_seconds,
+            mining_passes=spent.mining_passes,
+            teacher_passes=spent.teacher_passes,
+            steps=self.distillation.steps,
+            batch=self.distillation.batch_size,
+        )
         fed.watch.mined(round, name, bank, ensemble)
         fed.watch.candidate(round, f"student by {name.upper()}", student, cost)
         return student

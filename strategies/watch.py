@@ -20,13 +20,17 @@ class Cost:
     Attributes:
         seconds: wall time.
         images: impressions mined.
-        teacher_passes: images that went through the teacher.
+        mining_seconds: the part of the wall time that mining took.
+        mining_passes: images that went through the teacher for mining.
+        teacher_passes: images that went through the teacher altogether.
         steps: optimiser steps of the student.
         batch: images per step.
     """
 
     seconds: float
     images: int = 0
+    mining_seconds: float = 0.0
+    mining_passes: int = 0
     teacher_passes: int = 0
     steps: int = 0
     batch: int = 0

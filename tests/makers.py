@@ -8,6 +8,7 @@ from torch import nn
 from fedimpr import seeds
 from fedimpr.ensemble import Ensemble
 from fedimpr.models import Classifier, build
+from fedimpr.synthesis.priors import Priors
 
 SHAPE = (1, 8, 8)
 CLASSES = 4
@@ -25,6 +26,13 @@ def small_model(seed: int = 0, *, batch_norm: bool = True, name: str = "lenet5")
 def small_ensemble(members: int = 3, *, batch_norm: bool = True, batched: bool | None = None) -> Ensemble:
     """An ensemble of LeNets that differ in their seeds."""
     return Ensemble([small_model(seed, batch_norm=batch_norm) for seed in range(members)], batched=batched)
+
+
+def priors(**given) -> Priors:
+    """An inversion loss of the given weights and forms, and of nothing else."""
+    terms = ("target", "confidence", "entropy", "balance", "activation", "batch_norm", "total_variation", "norm", "adversarial")
+    forms = {"batch_norm_form": "distance", "adversarial_form": "kl"}
+    return Priors(**{**dict.fromkeys(terms, 0.0), **forms, **given})
 
 
 class Linear(nn.Module):

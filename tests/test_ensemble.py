@@ -9,11 +9,17 @@ from fedimpr.ensemble import MEMBERS_IN_MEMORY, Ensemble, class_vectors
 from fedimpr.errors import FedimprError, TeacherError
 from fedimpr.models import build
 from fedimpr.observation import observe
+from fedimpr.synthesis.priors import RunningStatistics
 from tests.makers import SHAPE, Linear, small_ensemble, small_model
 
 
 def images(count: int = 6) -> torch.Tensor:
     return torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+def distance(teacher: torch.nn.Module) -> torch.Tensor:
+    """How far the statistics of :func:`images` are from those that the teacher remembers."""
+    return RunningStatistics(teacher).distance(observe(teacher, images(), statistics=True).statistics)
 
 
 def test_logits_are_the_weighted_mean_of_the_members() -> None:
@@ -44,8 +50,8 @@ def test_batched_equals_in_turn(batch_norm: bool) -> None:
         grads = []
         for ensemble in (in_turn, batched):
             leaf = x.clone().requires_grad_()
-            seen = observe(ensemble, leaf, batch_norm=True, features=features)
-            (seen.logits.square().sum() + seen.batch_norm + seen.features.square().sum()).backward()
+            seen = observe(ensemble, leaf, statistics=True, features=features, counted=4)
+            (seen.logits.square().sum() + seen.statistics.square().sum() + seen.features.square().sum()).backward()
             grads.append((*(part.detach() for part in seen), leaf.grad))
         for a, b in zip(*grads, strict=True):
             torch.testing.assert_close(a, b)
@@ -107,7 +113,6 @@ def test_batch_norm_distance_by_hand() -> None:
         hook.remove()
     # A fresh layer's running mean is 0 and its running variance 1.
     expected = sum((x.mean((0, 2, 3))).norm() + (x.var((0, 2, 3), unbiased=False) - 1).norm() for x in inputs)
-    torch.testing.assert_close(observe(model, images(), batch_norm=True).batch_norm, expected)
+    torch.testing.assert_close(distance(model), expected)
     ensemble = Ensemble([model, small_model(1)], batched=False)
-    halves = [observe(member, images(), batch_norm=True).batch_norm for member in ensemble.members]
-    torch.testing.assert_close(observe(ensemble, images(), batch_norm=True).batch_norm, sum(halves) / 2)
+    torch.testing.assert_close(distance(ensemble), sum(distance(member) for member in ensemble.members) / 2)

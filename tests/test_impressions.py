@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedimpr.errors import FedimprError
-from fedimpr.impressions import Bank, Impressions, Source
+from fedimpr.impressions import Bank, Impressions, Sample, Source
 
 SOURCE = Source("a model", "di", 1, 0)
 
@@ -19,6 +19,12 @@ def numbered(numbers: list[int]) -> Impressions:
     return Impressions(torch.full((count, 1, 1, 1), 0.5), torch.full((count, 2), 0.5), torch.tensor(numbers, dtype=torch.int64), 0)
 
 
+def pictures(pixels: torch.Tensor) -> Impressions:
+    """Impressions with these pixels."""
+    count = len(pixels)
+    return Impressions(pixels, torch.full((count, 2), 0.5), torch.zeros(count, dtype=torch.int64), 0)
+
+
 @given(st.integers(1, 12), st.lists(st.integers(0, 15), max_size=6))
 def test_a_bank_holds_the_newest(capacity: int, sizes: list[int]) -> None:
     bank, seen = Bank(capacity), []
@@ -26,7 +32,62 @@ def test_a_bank_holds_the_newest(capacity: int, sizes: list[int]) -> None:
         batch = list(range(len(seen), len(seen) + size))
         bank.add(numbered(batch), SOURCE)
         seen += batch
-        assert sorted(bank.labels.tolist()) == seen[-capacity:] if seen else len(bank) == 0
+        assert len(bank) == min(len(seen), capacity)
+        assert sorted(bank.labels.tolist()) == seen[-capacity:]
+
+
+@given(st.integers(1, 12), st.lists(st.integers(0, 15), max_size=6))
+def test_an_impression_stays_whole_and_at_its_place_until_it_leaves(capacity: int, sizes: list[int]) -> None:
+    """The n-th impression ever is told by its label n, its one pixel n / 255 (n < 90), its target n / 100 and its origin."""
+    bank, total, before = Bank(capacity), 0, {}
+    for turn, size in enumerate(sizes):
+        numbers = torch.arange(total, total + size)
+        targets = torch.stack([numbers / 100, 1 - numbers / 100], 1)
+        bank.add(Impressions((numbers / 255).view(-1, 1, 1, 1), targets, numbers, 0), Source("a model", "di", turn, 0))
+        total += size
+        now = {number: place for place, number in enumerate(bank.labels.tolist())}
+        assert all(before.get(number, place) == place for number, place in now.items())
+        before = now
+    ends = [sum(sizes[: turn + 1]) for turn in range(len(sizes))]
+    for number, place in before.items():
+        assert round(255 * bank.images[place].item()) == number
+        assert bank.targets[place, 0].item() == pytest.approx(number / 100)
+        assert bank.source_of(place).round == sum(number >= end for end in ends)
+
+
+@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=20))
+def test_pixels_come_out_as_the_nearest_of_256_values(pixels: list[float]) -> None:
+    bank, given_ = Bank(len(pixels)), torch.tensor(pixels).view(-1, 1, 1, 1)
+    bank.add(pictures(given_), SOURCE)
+    out = bank.images
+    assert out.dtype == torch.float32 and out.shape == given_.shape
+    assert float((out - given_).abs().max()) <= 1 / 510 + 1e-7
+    assert torch.equal(out, (255 * out).round() / 255)
+
+
+def test_pixels_that_are_multiples_of_a_255th_come_out_as_they_went_in() -> None:
+    bank, every = Bank(256), (torch.arange(256) / 255).view(-1, 1, 1, 1)
+    bank.add(pictures(every), SOURCE)
+    assert torch.equal(bank.images, every)
+    assert bank.state_dict()["images"].dtype == torch.uint8  # a quarter of the memory, on disk too
+
+
+def test_a_sample_says_where_its_images_stand() -> None:
+    bank = Bank(5)
+    bank.add(pictures(torch.arange(7).view(-1, 1, 1, 1) / 255), SOURCE)
+    sample = bank.sample(200, torch.Generator().manual_seed(0))
+    assert isinstance(sample, Sample) and sample.images.shape == (200, 1, 1, 1) and sample.places.dtype == torch.int64
+    assert torch.equal(sample.images, bank.images[sample.places])
+    assert set(sample.places.tolist()) == set(range(5))  # all of five, in 200 draws: missed with odds of 5 * 0.8^200 < 1e-18
+    assert set((255 * sample.images).round().int().flatten().tolist()) == {2, 3, 4, 5, 6}
+    again, other = (bank.sample(200, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    assert torch.equal(sample.places, again.places) and not torch.equal(sample.places, other.places)
+
+
+def test_a_bank_that_is_not_full_gives_only_what_was_added() -> None:
+    bank = Bank(100)
+    bank.add(pictures(torch.ones(2, 1, 1, 1)), SOURCE)
+    assert set(bank.sample(50, torch.Generator().manual_seed(0)).places.tolist()) == {0, 1}
 
 
 @given(st.integers(1, 10), st.lists(st.integers(1, 8), min_size=1, max_size=4), st.integers(1, 8))

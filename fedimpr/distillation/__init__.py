@@ -1,5 +1,18 @@
 """Distillation: a student learns from a teacher on impressions."""
 
-from fedimpr.distillation.distil import Distillation, Mining, mine_and_distil, soft_divergence
+from fedimpr.distillation.contrastive import ContrastiveRepresentation
+from fedimpr.distillation.distil import Distillation, Mining, Spent, mine_and_distil
+from fedimpr.distillation.objectives import LogitL1, LogitMSE, Objective, SoftDivergence, soft_divergence
 
-__all__ = ["Distillation", "Mining", "mine_and_distil", "soft_divergence"]
+__all__ = [
+    "ContrastiveRepresentation",
+    "Distillation",
+    "LogitL1",
+    "LogitMSE",
+    "Mining",
+    "Objective",
+    "SoftDivergence",
+    "Spent",
+    "mine_and_distil",
+    "soft_divergence",
+]

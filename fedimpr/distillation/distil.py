@@ -1,37 +1,28 @@
 """Data-free distillation: mine a portion of impressions, let the student learn from all that are held, and again.
 
 With one portion this is the two-stage scheme of ZSKD (Nayak et al., ICML 2019, algorithm 1); with many it is the alternation of CMI
-(Fang et al., IJCAI 2021, algorithm 1). The loss is the soft one alone; the result is the student after the last step; no label of real
-data is ever looked at.
+(Fang et al., IJCAI 2021, algorithm 1). What the student learns are the teacher's answers; the
+result is the student after the last step; no label of real data is ever looked at.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from fedimpr import seeds
+from fedimpr.devices import accelerated, device_of
+from fedimpr.distillation.objectives import Objective
 from fedimpr.errors import ConfigError, FedimprError
 from fedimpr.impressions import Bank, Source
-from fedimpr.observation import frozen
-from fedimpr.synthesis.base import Progress, Synthesizer, silent
+from fedimpr.observation import frozen, observe
+from fedimpr.synthesis.base import Progress, Synthesizer, require, silent
 from fedimpr.views import Views
-
-
-def soft_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """``T^2 * KL(softmax(teacher / T) || softmax(student / T))``, the mean over the batch (Hinton, Vinyals, Dean 2015).
-
-    Args:
-        student_logits: (N, K).
-        teacher_logits: (N, K).
-        temperature: T > 0; the factor T^2 keeps the gradient's size when T changes.
-    """
-    student = F.log_softmax(student_logits / temperature, 1)
-    teacher = F.log_softmax(teacher_logits / temperature, 1)
-    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +31,15 @@ class Mining:
 
     Attributes:
         images: impressions altogether.
-        portions: they are mined in this many equal portions, each followed by an equal share of the student's steps; the last takes the
-            rest.
+        before: how many of them are mined before the student takes its first step, without a look at it (CMI's pre-inverted images,
+            FastDFKD's and NAYER's warm-up).
+        portions: the others are mined in this many equal portions, each followed by an equal share of the student's steps; the last
+            takes the rest.
         capacity: of the bank.
     """
 
     images: int
+    before: int
     portions: int
     capacity: int
 
@@ -53,8 +47,10 @@ class Mining:
         for key in ("portions", "capacity"):
             if getattr(self, key) < 1:
                 raise ConfigError(key, getattr(self, key), "an integer >= 1")
-        if self.images < self.portions:
-            raise ConfigError("images", self.images, f"an integer >= portions ({self.portions})")
+        if self.before < 0:
+            raise ConfigError("before", self.before, "an integer >= 0")
+        if self.images < self.before + self.portions:
+            raise ConfigError("images", self.images, f"an integer >= before + portions ({self.before + self.portions})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +63,7 @@ class Distillation:
         lr: peak learning rate of SGD with Nesterov momentum; falls to zero along a cosine.
         momentum: in [0, 1).
         weight_decay: >= 0.
-        temperature: T of the soft loss.
+        objective: what brings the student closer to the teacher.
         views: augmentation of the impressions, the same view for teacher and student.
     """
 
@@ -76,15 +72,30 @@ class Distillation:
     lr: float
     momentum: float
     weight_decay: float
-    temperature: float
+    objective: Objective
     views: Views
 
     def __post_init__(self) -> None:
-        for key in ("steps", "batch_size", "lr", "temperature"):
-            if getattr(self, key) <= 0:
-                raise ConfigError(key, getattr(self, key), "a number > 0")
+        require(self, above_zero=("steps", "batch_size", "lr"), at_least_zero=("weight_decay",))
         if not 0 < self.momentum < 1:
             raise ConfigError("momentum", self.momentum, "a number in (0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What a student cost.
+
+    Attributes:
+        teacher_passes: images that went through the teacher, for mining and for distillation (an ensemble counts once).
+        mining_passes: those of them that mining took.
+        mining_seconds: wall time of mining.
+        distilling_seconds: wall time of distillation.
+    """
+
+    teacher_passes: int
+    mining_passes: int
+    mining_seconds: float
+    distilling_seconds: float
 
 
 def mine_and_distil(
@@ -99,8 +110,8 @@ def mine_and_distil(
     shape: tuple[int, int, int],
     generator: torch.Generator,
     progress: Progress = silent,
-) -> int:
-    """Train ``student`` in place; return how many images went through the teacher.
+) -> Spent:
+    """Train ``student`` in place.
 
     Args:
         teacher: maps images to logits; left as it was found.
@@ -117,25 +128,35 @@ def mine_and_distil(
     Raises:
         FedimprError: the student's loss is not finite.
     """
-    sgd = torch.optim.SGD(
-        student.parameters(), distillation.lr, distillation.momentum, weight_decay=distillation.weight_decay, nesterov=True
-    )
+    device = device_of(teacher)
+    with frozen(teacher):
+        objective = distillation.objective.bound(teacher, student, bank, shape, generator).to(device)
+    learning = [*student.parameters(), *objective.parameters()]
+    sgd = torch.optim.SGD(learning, distillation.lr, distillation.momentum, weight_decay=distillation.weight_decay, nesterov=True)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, distillation.steps)
-    passes, loss = 0, torch.zeros(())
-    for portion in range(mining.portions):
-        count = _share(mining.images, portion, mining.portions)
-        told = _part(progress, portion, mining.portions)
-        impressions = synthesizer.synthesize(teacher, count, generator, shape=shape, student=student, progress=told)
+    passes, clock, mined, loss = 0, Clock(device), 0, torch.zeros(())
+
+    def mine(count: int, looking_at: nn.Module | None) -> None:
+        nonlocal passes, mined
+        told = _after(progress, mined, mining.images, count)
+        impressions = synthesizer.synthesize(teacher, count, generator, shape=shape, student=looking_at, progress=told)
         bank.add(impressions, source)
-        passes += impressions.teacher_passes
+        passes, mined = passes + impressions.teacher_passes, mined + count
+
+    for portion in range(mining.portions):
+        with clock("mining"):
+            if portion == 0 and mining.before:
+                mine(mining.before, None)
+            mine(_share(mining.images - mining.before, portion, mining.portions), student)
         student.train()
         # Frozen once for the whole portion; isolated because the student may have dropout.
-        with frozen(teacher), seeds.isolated(seeds.draw_seed(generator)):
+        with clock("distilling"), frozen(teacher), accelerated(device), seeds.isolated(seeds.draw_seed(generator)):
             for _ in range(_share(distillation.steps, portion, mining.portions)):
-                images = distillation.views(bank.sample(distillation.batch_size, generator)[0], generator)
+                sample = bank.sample(distillation.batch_size, generator)
+                images = distillation.views(sample.images, generator)
                 with torch.no_grad():
-                    wanted = teacher(images)
-                loss = soft_divergence(student(images), wanted, distillation.temperature)
+                    wanted = observe(teacher, images, features=objective.features)
+                loss = objective(observe(student, images, features=objective.features), wanted, sample.places)
                 sgd.zero_grad()
                 loss.backward()
                 sgd.step()
@@ -145,7 +166,12 @@ def mine_and_distil(
     if not bool(loss.isfinite()):
         value = float(loss.detach())
         raise FedimprError("the student's loss is not finite", stage="distillation", value=value, remedy="Lower distillation.lr.")
-    return passes + distillation.steps * distillation.batch_size
+    return Spent(
+        teacher_passes=passes + distillation.steps * distillation.batch_size,
+        mining_passes=passes,
+        mining_seconds=clock.seconds["mining"],
+        distilling_seconds=clock.seconds["distilling"],
+    )
 
 
 def _share(total: int, portion: int, portions: int) -> int:
@@ -153,10 +179,27 @@ def _share(total: int, portion: int, portions: int) -> int:
     return total * (portion + 1) // portions - total * portion // portions
 
 
-def _part(progress: Progress, portion: int, portions: int) -> Progress:
-    """The progress of one portion as a part of all."""
+def _after(progress: Progress, mined: int, images: int, count: int) -> Progress:
+    """The progress of ``count`` images after ``mined`` as a part of all ``images``, in steps."""
 
     def told(stage: str, done: int, total: int, **info: object) -> None:
-        progress(stage, portion * total + done, portions * total, **info)
+        progress(stage, mined * total // count + done, images * total // count, **info)
 
     return told
+
+
+class Clock:
+    """Wall time by stage. On an accelerator it waits for the work of a stage to end."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Add the block's time to ``stage``."""
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start

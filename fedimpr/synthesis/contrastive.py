@@ -12,20 +12,23 @@ the images of its best step.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedimpr import seeds
+from fedimpr.devices import accelerated, device_of, placed
 from fedimpr.errors import ConfigError
 from fedimpr.impressions import Impressions
 from fedimpr.observation import Features, batch_norm_layers, frozen, observe
-from fedimpr.synthesis.base import Progress, classes_of, device_of, label, silent
+from fedimpr.synthesis.base import Progress, classes_of, finished, require, silent
+from fedimpr.synthesis.descent import Mined, Told, descend, mine_batches
 from fedimpr.synthesis.generator import Generator, ProjectionHead
-from fedimpr.synthesis.priors import decision_adversarial, instance_contrast
+from fedimpr.synthesis.priors import Priors, instance_contrast
+from fedimpr.synthesis.state import Trained
 from fedimpr.views import Views
 
 log = logging.getLogger(__name__)
@@ -41,9 +44,7 @@ class ContrastiveModelInversion:
         steps: Adam steps per batch.
         lr: learning rate of generator, latents and head.
         batch_size: images optimised together.
-        class_weight: of the cross-entropy to random labels.
-        batch_norm_weight: of the distance to the teacher's running statistics.
-        adversarial_weight: of the masked disagreement with the student.
+        priors: weights of the inversion loss, which global views alone are judged by.
         contrastive_weight: of the instance contrast.
         contrast_temperature: tau of the instance contrast.
         features: instance features, ``"batch_norm"`` or ``"penultimate"`` (see :func:`fedimpr.observation.observe`).
@@ -53,7 +54,7 @@ class ContrastiveModelInversion:
         memory: how many instances' features the memory bank keeps, first in, first out.
         negatives: how many of them are drawn at random in each step.
         temperature: of the stored soft targets.
-        global_view: the distribution of global views, which all terms but the contrast use alone.
+        global_view: the distribution of global views.
         local_view: the distribution of local views.
     """
 
@@ -62,9 +63,7 @@ class ContrastiveModelInversion:
     steps: int
     lr: float
     batch_size: int
-    class_weight: float
-    batch_norm_weight: float
-    adversarial_weight: float
+    priors: Priors
     contrastive_weight: float
     contrast_temperature: float
     features: Features
@@ -77,20 +76,19 @@ class ContrastiveModelInversion:
     local_view: Views
 
     def __post_init__(self) -> None:
-        for key in ("latent", "width", "steps", "lr", "contrast_temperature", "hidden", "projection", "memory", "temperature"):
-            if getattr(self, key) <= 0:
-                raise ConfigError(key, getattr(self, key), "a number > 0")
+        positive = ("latent", "width", "steps", "lr", "contrast_temperature", "hidden", "projection", "memory", "temperature")
+        require(self, above_zero=positive, at_least_zero=("contrastive_weight", "negatives"))
         if self.batch_size < 2:
             raise ConfigError("batch_size", self.batch_size, "an integer >= 2, since the generator normalises over the batch")
-        for key in ("class_weight", "batch_norm_weight", "adversarial_weight", "contrastive_weight", "negatives"):
-            if getattr(self, key) < 0:
-                raise ConfigError(key, getattr(self, key), "a number >= 0")
         if self.features not in ("batch_norm", "penultimate"):
             raise ConfigError("features", self.features, "'batch_norm' or 'penultimate'")
-        self._head: ProjectionHead | None = None
-        self._head_adam: torch.optim.Adam | None = None
+        if self.priors.activation > 0 and self.features == "batch_norm" and self.contrastive_weight > 0:
+            raise ConfigError(
+                "priors.activation", self.priors.activation, "0, or features='penultimate', which the contrast then uses, too"
+            )
+        self._head = Trained()
         self._memory: Tensor | None = None  # (B, 2, F): local and global features, the oldest first
-        self._noted: set[str] = set()
+        self._noted = False
 
     def synthesize(
         self,
@@ -106,146 +104,95 @@ class ContrastiveModelInversion:
 
         Raises:
             TeacherError: ``features`` is ``"penultimate"`` and the teacher has no final linear layer, or its logits are not finite.
+            Diverged: every batch diverged.
         """
-        device = device_of(teacher)
-        batches = -(-count // self.batch_size)
-        with frozen(teacher, student):
-            terms = self._supported(teacher, student)
+        device, n = device_of(teacher), self.batch_size
+        contrasted = self._can_contrast(teacher)
+        with frozen(teacher, student), accelerated(device):
             classes = classes_of(teacher, shape, device)
-            images, labels = [], []
-            for b in range(batches):
+            loss = self.priors.bound(teacher, student)
+            random = seeds.on_device(generator, device)
 
-                def told(step: int, loss: Tensor, before: int = b * self.steps) -> None:
-                    progress("mining", before + step, batches * self.steps, loss=loss)
+            def mine(batch: int, told: Told) -> Mined:
+                labels = torch.randint(classes, (n,), generator=generator).to(device)
+                with seeds.isolated(seeds.draw_seed(generator)):
+                    network = placed(Generator(self.latent, self.width, shape), device)
+                latents = torch.randn(n, self.latent, generator=random, device=device).requires_grad_()
+                optimisers: list[torch.optim.Optimizer] = [
+                    torch.optim.Adam([latents, *network.parameters()], lr=self.lr, betas=(0.5, 0.999))
+                ]
+                if contrasted:
+                    head, of_head = self._head_for(teacher, shape, generator)
+                    optimisers.append(of_head)
 
-                wanted = torch.randint(classes, (self.batch_size,), generator=generator).to(device)
-                images.append(self._mine_batch(teacher, student, terms, wanted, shape, generator, told))
-                labels.append(wanted)
-            mined, asked = torch.cat(images)[:count], torch.cat(labels)[:count]
-            soft = label(teacher, mined, self.temperature)
-        views = 2 if "contrastive" in terms else 1
-        return Impressions(mined, soft, asked, teacher_passes=batches * self.batch_size * views * self.steps + count)
+                def terms(images: Tensor) -> dict[str, Tensor]:
+                    views = self.global_view(images, random)
+                    if not contrasted:
+                        return loss(views, labels)
+                    both = torch.cat([views, self.local_view(images, random)])  # one pass through the teacher for both views
+                    seen = observe(teacher, both, statistics=loss.statistics, features=self.features, counted=n)
+                    contrast = self._contrast(head, seen.features[n:], seen.features[:n], generator)
+                    return {**loss.of(views, seen, labels), "contrastive": self.contrastive_weight * contrast}
 
-    def _mine_batch(
-        self,
-        teacher: nn.Module,
-        student: nn.Module | None,
-        terms: dict[str, float],
-        wanted: Tensor,
-        shape: tuple[int, int, int],
-        generator: torch.Generator,
-        told: Callable[[int, Tensor], None],
-    ) -> Tensor:
-        device, n = wanted.device, len(wanted)
-        with seeds.isolated(seeds.draw_seed(generator)):
-            network = Generator(self.latent, self.width, shape).to(device)
-        random = seeds.on_device(generator, device)
-        latents = torch.randn(n, self.latent, generator=random, device=device).requires_grad_()
-        adam = torch.optim.Adam([latents, *network.parameters()], lr=self.lr, betas=(0.5, 0.999))
-        features = self.features if "contrastive" in terms else None
-        best_loss, best = torch.full((), torch.inf, device=device), torch.zeros(n, *shape, device=device)
-        for step in range(self.steps):
-            images = network(latents)
-            globally = self.global_view(images, random)
-            seen = observe(teacher, globally, batch_norm="batch_norm" in terms, features=features)
-            loss = self.class_weight * F.cross_entropy(seen.logits, wanted)
-            if "batch_norm" in terms:
-                loss = loss + self.batch_norm_weight * seen.batch_norm
-            if "adversarial" in terms:
-                assert student is not None
-                loss = loss + self.adversarial_weight * decision_adversarial(seen.logits, student(globally))
-            if "contrastive" in terms:
-                locally = observe(teacher, self.local_view(images, random), features=features)
-                loss = loss + self.contrastive_weight * self._contrast(locally.features, seen.features, generator)
-            with torch.no_grad():  # on the device: the host never learns which step was best
-                better = loss < best_loss
-                best_loss, best = torch.where(better, loss, best_loss), torch.where(better, images, best)
-            adam.zero_grad()
-            if "contrastive" in terms:
-                head = self._head_adam
-                assert head is not None
-                head.zero_grad()
-                loss.backward()
-                head.step()
-            else:
-                loss.backward()
-            adam.step()
-            told(step + 1, loss.detach())
-        if features is not None:
-            with torch.no_grad():
-                views = (self.local_view(best, random), self.global_view(best, random))
-                self._remember(torch.stack([observe(teacher, view, features=features).features for view in views], 1))
-        return best
+                with self._head.protected(self.steps) if contrasted else nullcontext():
+                    images = descend(lambda: network(latents), terms, optimisers, steps=self.steps, told=told, keep="best")
+                if contrasted:
+                    both = torch.cat([self.local_view(images, random), self.global_view(images, random)])
+                    with torch.no_grad():
+                        local, global_ = observe(teacher, both, features=self.features).features.split(n)
+                    self._remember(torch.stack([local, global_], 1))
+                return Mined(images, labels)
 
-    def _contrast(self, local: Tensor, global_: Tensor, generator: torch.Generator) -> Tensor:
-        size = local.shape[1]
-        if self._head is None or self._head.size != size:
-            if self._head is not None:
-                log.info("CMI: the teacher's features changed size; head and memory bank start anew")
-            with seeds.isolated(seeds.draw_seed(generator)):
-                self._start_head(size, local.device)
-        assert self._head is not None and self._memory is not None
-        places = torch.randperm(len(self._memory), generator=generator)[: self.negatives].to(local.device)
-        banked = self._memory[places]
+            batches = -(-count // n)
+            images, labels = mine_batches(batches, self.steps, progress, mine)
+            passes = batches * n * (2 if contrasted else 1) * self.steps
+            return finished(teacher, images[:count], labels[:count], self.temperature, passes)
+
+    def _can_contrast(self, teacher: nn.Module) -> bool:
+        if self.contrastive_weight > 0 and self.features == "batch_norm" and not batch_norm_layers(teacher):
+            if not self._noted:
+                self._noted = True
+                reason = "the teacher has no batch norm to take features from"
+                log.warning("the contrastive term (weight %g) is dropped: %s", self.contrastive_weight, reason)
+            return False
+        return self.contrastive_weight > 0
+
+    def _contrast(self, head: ProjectionHead, local: Tensor, global_: Tensor, generator: torch.Generator) -> Tensor:
+        memory = self._memory
+        assert memory is not None
+        banked = memory[torch.randperm(len(memory), generator=generator)[: self.negatives].to(local.device)]
         return instance_contrast(
-            self._head(torch.cat([local, banked[:, 0]])),
-            self._head(torch.cat([global_, banked[:, 1]])),
-            len(local),
-            self.contrast_temperature,
+            head(torch.cat([local, banked[:, 0]])), head(torch.cat([global_, banked[:, 1]])), len(local), self.contrast_temperature
         )
 
-    def _start_head(self, size: int, device: torch.device) -> None:
-        self._head = ProjectionHead(size, self.hidden, self.projection).to(device)
-        self._head_adam = torch.optim.Adam(self._head.parameters(), lr=self.lr)
-        self._memory = torch.zeros(0, 2, size, device=device)
+    def _head_for(
+        self, teacher: nn.Module, shape: tuple[int, int, int], generator: torch.Generator
+    ) -> tuple[ProjectionHead, torch.optim.Optimizer]:
+        """The projection head for the teacher's features; head and memory start anew where those have another size than before."""
+        device = device_of(teacher)
+        with torch.no_grad():
+            features = observe(teacher, torch.zeros(1, *shape, device=device), features=self.features).features
+        size = features.shape[1]
+        with seeds.isolated(seeds.draw_seed(generator)):
+            fresh = ProjectionHead(size, self.hidden, self.projection).to(device)
+        if self._memory is None or self._memory.shape[2] != size:
+            if self._memory is not None:
+                log.info("the teacher's features changed size; projection head and memory start anew")
+            self._memory = features.new_zeros(0, 2, size)
+        self._memory = self._memory.to(device)
+        return self._head.resumed(fresh, lambda parameters: torch.optim.Adam(parameters, lr=self.lr))
 
     def _remember(self, features: Tensor) -> None:
         assert self._memory is not None
-        self._memory = torch.cat([self._memory, features])[-self.memory :]
-
-    def _supported(self, teacher: nn.Module, student: nn.Module | None) -> dict[str, float]:
-        """The weighted terms that this teacher and student can support; what is dropped is noted once."""
-        has_statistics = bool(batch_norm_layers(teacher))
-        missing = {
-            "batch_norm": None if has_statistics else "the teacher has no batch norm",
-            "adversarial": None if student is not None else "there is no student",
-            "contrastive": None
-            if has_statistics or self.features == "penultimate"
-            else "the teacher has no batch norm to take features from",
-        }
-        terms = {}
-        for term, reason in missing.items():
-            weight = getattr(self, f"{term}_weight")
-            if weight > 0 and reason is None:
-                terms[term] = weight
-            elif weight > 0 and term not in self._noted:
-                self._noted.add(term)
-                log.warning("CMI: the %s term (weight %g) is dropped: %s", term, weight, reason)
-        return terms
+        self._memory = torch.cat([self._memory, features.detach()])[-self.memory :]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Head, its optimiser and the memory bank; empty before the first contrast."""
-        if self._head is None or self._head_adam is None or self._memory is None:
+        """Projection head, its optimiser and the memory; empty before the first contrast."""
+        if self._memory is None:
             return {}
-        state = {f"head.{name}": tensor.clone() for name, tensor in self._head.state_dict().items()}
-        for index, moments in self._head_adam.state_dict()["state"].items():
-            state |= {f"adam.{index}.{name}": tensor.clone() for name, tensor in moments.items()}
-        return {**state, "memory": self._memory.clone()}
+        return {**{f"head.{key}": value for key, value in self._head.state_dict().items()}, "memory": self._memory.clone()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over what :meth:`state_dict` gave."""
-        if not state:
-            self._head = self._head_adam = self._memory = None
-            return
-        memory = state["memory"]
-        with seeds.isolated(0):
-            self._start_head(memory.shape[2], memory.device)
-        assert self._head is not None and self._head_adam is not None
-        self._memory = memory.clone()
-        self._head.load_state_dict({name[5:]: tensor for name, tensor in state.items() if name.startswith("head.")})
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in state.items():
-            if name.startswith("adam."):
-                _, index, moment = name.split(".")
-                moments.setdefault(int(index), {})[moment] = tensor.clone()
-        self._head_adam.load_state_dict({**self._head_adam.state_dict(), "state": moments})
+        self._head.load_state_dict({key[5:]: value for key, value in state.items() if key.startswith("head.")})
+        self._memory = state["memory"].clone() if "memory" in state else None

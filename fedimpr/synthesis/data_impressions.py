@@ -7,10 +7,14 @@ Nayak, Mopuri, Jain, Chakraborty: *Mining Data Impressions from Deep Models as S
 Differences from the text: images stay in [0, 1] by projection after every step (the text leaves the range open), and concentrations are
 kept >= 1e-4, since a Dirichlet distribution needs them positive while the min-max scaling makes the least one zero.
 
-``variant="as_released"`` follows the authors' code where it departs from the text: similarities are scaled row by row and the scaling
-factor beta has no effect; each (class, beta) row starts from one noise batch, which all further batches of the row go on from, with one
-optimiser for everything; the whole batch is rescaled to [0, 1] by its extremes in every step.
-It draws rotations and scales for ``views`` and never applies them; the published settings have still views.
+The sampler of the targets makes the method: :class:`~fedimpr.synthesis.targets.ClassSimilarity` for data impressions,
+:class:`~fedimpr.synthesis.targets.OneHot` for class impressions, and :class:`~fedimpr.synthesis.targets.FeatureGaussian`, with an
+activation prior, for soft-targeted transfer sets (Wang, AAAI 2021).
+
+``variant="as_released"`` follows the authors' code where it departs from the text: each (beta, class) row starts from one noise batch,
+which all further batches of the row go on from, with one optimiser for everything; the whole batch is rescaled to [0, 1] by its extremes
+in every step. The code's targets are those of ``ClassSimilarity(scaling="rows")``. It draws rotations and scales for ``views`` and never
+applies them; the published settings have still views.
 """
 
 from __future__ import annotations
@@ -19,52 +23,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedimpr import seeds
-from fedimpr.ensemble import class_vectors
-from fedimpr.errors import ConfigError, FedimprError
+from fedimpr.devices import accelerated, device_of
+from fedimpr.errors import ConfigError
 from fedimpr.impressions import Impressions
 from fedimpr.observation import frozen
-from fedimpr.synthesis.base import Progress, device_of, label, silent
+from fedimpr.synthesis.base import Progress, classes_of, finished, require, silent
+from fedimpr.synthesis.descent import Diverged, Mined, Told, descend, mine_batches
+from fedimpr.synthesis.priors import Priors
+from fedimpr.synthesis.targets import TargetSampler
 from fedimpr.views import Views
-
-LEAST_CONCENTRATION = 1e-4
-
-
-def class_similarity(teacher: nn.Module) -> Tensor:
-    """Cosine similarity (K, K) between the vectors that the final layer keeps for each class (ZSKD; biases left out).
-
-    For an ensemble these are the vectors of the final layer it effectively has, over the concatenated features of all members: see
-    :func:`fedimpr.ensemble.class_vectors`. A client that never saw class k thus speaks on k with as much voice as its weight in the
-    ensemble gives it.
-    """
-    directions = F.normalize(class_vectors(teacher).double(), dim=1)
-    return directions @ directions.T
-
-
-def concentrations(similarity: Tensor, beta: float, variant: Literal["text", "as_released"]) -> Tensor:
-    """Dirichlet concentrations (K, K); row k belongs to class k.
-
-    ``text``: similarities scaled to [0, 1] over the whole matrix, times beta. ``as_released``: scaled row by row, whatever beta.
-    """
-    if variant == "text":
-        low, high, factor = similarity.min(), similarity.max(), beta
-    else:
-        low, high, factor = similarity.min(1, keepdim=True).values, similarity.max(1, keepdim=True).values, 1.0
-    return (factor * (similarity - low) / (high - low).clamp_min(1e-12)).clamp_min(LEAST_CONCENTRATION)
 
 
 @dataclass(kw_only=True)
 class DataImpressions:
-    """Optimise noise until the teacher's softened output is a target drawn from a class-aware Dirichlet distribution.
+    """Optimise noise until the teacher's softened output is a target drawn from a distribution that the teacher itself describes.
 
     Attributes:
-        betas: scaling factors of the concentrations; small ones give peaked targets, large ones spread. Classes and betas share the
-            images evenly.
+        targets: draws the targets.
+        priors: weights of the loss.
         temperature: tau of the teacher's softmax, in the synthesis and in the stored targets.
         steps: Adam steps per batch.
         lr: Adam's learning rate, in units of the pixel range [0, 1].
@@ -73,7 +53,8 @@ class DataImpressions:
         views: how images are moved before the teacher sees them in each step, so that they stay what they are when moved.
     """
 
-    betas: tuple[float, ...]
+    targets: TargetSampler
+    priors: Priors
     temperature: float
     steps: int
     lr: float
@@ -82,28 +63,9 @@ class DataImpressions:
     views: Views
 
     def __post_init__(self) -> None:
-        self.betas = tuple(self.betas)
-        if not self.betas or min(self.betas) <= 0:
-            raise ConfigError("betas", self.betas, "one or more numbers > 0")
-        for key in ("temperature", "lr", "steps", "batch_size"):
-            if getattr(self, key) <= 0:
-                raise ConfigError(key, getattr(self, key), "a number > 0")
+        require(self, above_zero=("temperature", "lr", "steps", "batch_size"))
         if self.variant not in ("text", "as_released"):
             raise ConfigError("variant", self.variant, "'text' or 'as_released'")
-
-    def draw_targets(self, teacher: nn.Module, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Targets (count, K), rows sum to one, and the class (count,) whose row each was drawn from, in the order of the rows.
-
-        Row ``r`` of (class, beta) pairs gets ``count // rows`` targets; the first ``count % rows`` rows get one more.
-        """
-        similarity = class_similarity(teacher).cpu()
-        classes = len(similarity)
-        rows = torch.cat([concentrations(similarity, beta, self.variant) for beta in self.betas]).numpy()
-        random = np.random.default_rng(seeds.draw_seed(generator))
-        shares = [count // len(rows) + (row < count % len(rows)) for row in range(len(rows))]
-        targets = np.concatenate([random.dirichlet(row, size=share) for row, share in zip(rows, shares, strict=True)])
-        wanted = np.repeat(np.arange(len(rows)) % classes, shares)
-        return torch.from_numpy(targets).float(), torch.from_numpy(wanted).long()
 
     def synthesize(
         self,
@@ -115,79 +77,62 @@ class DataImpressions:
         student: nn.Module | None = None,
         progress: Progress = silent,
     ) -> Impressions:
-        """As :meth:`Synthesizer.synthesize`; the student plays no part.
+        """As :meth:`Synthesizer.synthesize`.
 
         Raises:
-            TeacherError: the teacher has no final linear layer, or logits that are not finite.
-            FedimprError: the optimisation diverged.
+            TeacherError: the teacher lacks what the targets are drawn from, or its logits are not finite.
+            Diverged: every batch diverged.
         """
-        device = device_of(teacher)
-        with frozen(teacher):
-            targets, wanted = self.draw_targets(teacher, count, generator)
-            source = seeds.on_device(generator, device)
-            if self.variant == "text":  # any order will do, so every batch mixes all classes
+        device, text = device_of(teacher), self.variant == "text"
+        with frozen(teacher, student), accelerated(device):
+            classes_of(teacher, shape, device)
+            loss = self.priors.bound(teacher, student, self.temperature)
+            wanted, labels, rows = self.targets.draw(teacher, count, shape, self.temperature, generator)
+            if text:  # any order will do, so every batch mixes all classes
                 order = torch.randperm(count, generator=generator)
-                targets, wanted = targets[order], wanted[order]
-                images = self._optimise_text(teacher, targets.to(device), shape, source, progress)
-            else:
-                images = self._optimise_as_released(teacher, targets.to(device), wanted, shape, source, progress)
-            soft = label(teacher, images, self.temperature)
-        if not bool(images.isfinite().all()):
-            raise FedimprError("data impressions diverged", stage="synthesis", value=self.lr, remedy="Lower the learning rate.")
-        return Impressions(images, soft, wanted.to(device), teacher_passes=count * (self.steps + 1))
+                wanted, labels, rows = wanted[order], labels[order], [count]
+            batches = [batch for row in torch.arange(count).split(rows) for batch in row.split(self.batch_size) if len(batch)]
+            starts = {sum(rows[:r]) for r in range(len(rows))}
+            random = seeds.on_device(generator, device)
+            canvas, adam = self._canvas(self.batch_size, shape, device)
 
-    def _optimise_text(
-        self, teacher: nn.Module, targets: Tensor, shape: tuple[int, int, int], generator: torch.Generator, progress: Progress
-    ) -> Tensor:
-        batches = targets.split(self.batch_size)
-        done = []
-        for b, wanted in enumerate(batches):
-            x = torch.rand(len(wanted), *shape, generator=generator, device=targets.device).requires_grad_()
-            adam = torch.optim.Adam([x], lr=self.lr)
-            for step in range(self.steps):
-                loss = self._step(teacher, x, wanted, adam, generator)
+            def noise() -> None:
                 with torch.no_grad():
-                    x.clamp_(0, 1)
-                progress("mining", b * self.steps + step + 1, len(batches) * self.steps, loss=loss)
-            done.append(x.detach())
-        return torch.cat(done)
+                    canvas.copy_(torch.rand(canvas.shape, generator=random, device=device))
 
-    def _optimise_as_released(
-        self,
-        teacher: nn.Module,
-        targets: Tensor,
-        wanted: Tensor,
-        shape: tuple[int, int, int],
-        generator: torch.Generator,
-        progress: Progress,
-    ) -> Tensor:
-        row_ends = [0, *(torch.nonzero(wanted.diff()).flatten() + 1).tolist(), len(wanted)]
-        batches = [part for a, b in zip(row_ends, row_ends[1:], strict=False) for part in targets[a:b].split(self.batch_size)]
-        starts = {sum(len(part) for part in batches[:i]) for i in range(len(batches))} & set(row_ends)
-        x = torch.zeros(self.batch_size, *shape, device=targets.device).requires_grad_()
-        adam = torch.optim.Adam([x], lr=self.lr)  # one for all: its moments are never reset
-        done: list[Tensor] = []
-        at = 0
-        for b, part in enumerate(batches):
-            with torch.no_grad():
-                if at in starts:
-                    x.copy_(torch.rand(x.shape, generator=generator, device=x.device))
-            for step in range(self.steps):
-                loss = self._step(teacher, x, part, adam, generator)
-                with torch.no_grad():
-                    x.sub_(x.min()).div_(x.max().clamp_min(1e-12))
-                progress("mining", b * self.steps + step + 1, len(batches) * self.steps, loss=loss)
-            done.append(x.detach()[: len(part)].clone())
-            at += len(part)
-        return torch.cat(done)
+            def mine(batch: int, told: Told) -> Mined:
+                nonlocal canvas, adam
+                places = batches[batch]
+                target, n = wanted[places].to(device), len(places)
+                if text:
+                    canvas, adam = self._canvas(n, shape, device)
+                if text or int(places[0]) in starts:
+                    noise()
 
-    def _step(self, teacher: nn.Module, x: Tensor, targets: Tensor, adam: torch.optim.Optimizer, generator: torch.Generator) -> Tensor:
-        # Summed, not averaged: then an image's path does not depend on how many others share its batch.
-        loss = F.cross_entropy(teacher(self.views(x[: len(targets)], generator)) / self.temperature, targets, reduction="sum")
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        return loss.detach() / len(targets)
+                def terms(images: Tensor) -> dict[str, Tensor]:
+                    # Summed, not averaged: then an image's path does not depend on how many others share its batch.
+                    return {name: n * term for name, term in loss(self.views(images, random), target).items()}
+
+                def project() -> None:
+                    if text:
+                        canvas.clamp_(0, 1)
+                    else:  # the whole batch by its extremes
+                        canvas.sub_(canvas.min()).div_(canvas.max().clamp_min(1e-12))
+
+                try:
+                    images = descend(lambda: canvas[:n], terms, [adam], steps=self.steps, told=told, keep="last", project=project)
+                except Diverged:  # as released, the next batch would go on from what is lost
+                    canvas, adam = self._canvas(self.batch_size, shape, device)
+                    noise()
+                    raise
+                return Mined(images, labels[places].to(device))
+
+            mined = mine_batches(len(batches), self.steps, progress, mine)
+            return finished(teacher, *mined, self.temperature, count * self.steps)
+
+    def _canvas(self, n: int, shape: tuple[int, int, int], device: torch.device) -> tuple[Tensor, torch.optim.Adam]:
+        canvas = torch.zeros(n, *shape, device=device).requires_grad_()
+        return canvas, torch.optim.Adam([canvas], lr=self.lr)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Empty: nothing outlives a call."""

@@ -98,6 +98,26 @@ def test_pictures_are_inside_and_described_and_nothing_is_fetched(tmp_path: Path
     assert "prefers-color-scheme: dark" in page.source and 'name="viewport"' in page.source
 
 
+def test_measures_of_the_impressions_have_names_units_and_meanings(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, start=time.monotonic())
+    transfer = {"label_fidelity": 0.875, "effective_number": 123.456, "frechet_distance": None}
+    mined = Row(
+        "student by DI", 0.5, None, 9.0, images=40, mining_seconds=6.0, mining_passes=1000, transfer=transfer, notes=["3 are <blank>"]
+    )
+    folder.rows([Row("mean client", 0.5, None, 1.0), mined])
+    page = Page(write_report(tmp_path))
+    told = page.text[page.text.index("What the impressions carry over") :]
+    head = ["label fidelity (%)", "effective number", "Fréchet distance", "seconds per image", "teacher passes per image"]
+    # 0.875 in per cent; 6 / 40 seconds and 1000 / 40 passes an image; what is not known is a dash; who mined nothing has no line.
+    assert "".join(head) in told and "student by DI87.50123.5–0.1525" in told and "mean client" not in told
+    assert "student by DI: 3 are <blank>" in told
+    for meaning in ("asked to show", "from 1, where all are alike", "choose nothing", "up to 2,000 impressions"):
+        assert meaning in told
+    assert "evaluation images that have one" not in told  # coverage was not measured
+    costs = page.text[page.text.index("Costs") : page.text.index("What the impressions carry over")]
+    assert "mining (seconds)" in costs and "student by DI406.01,000" in costs
+
+
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
     filled(tmp_path, name="<script>alert(1)</script>", word=HOSTILE)
     page = Page(write_report(tmp_path))

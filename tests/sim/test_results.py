@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from fedimpr.errors import FedimprError
-from sim.results import Row, RunFolder, peak_memory_mb, read_metrics, replace_file
+from sim.results import Row, RunFolder, peak_memory_mb, read_metrics, read_rows, replace_file
 
-ROW = Row("student by DI", 0.5, 0.8, 12.5, images=100, transfer={"label_fidelity": 0.9})
+ROW = Row("student by DI", 0.5, 0.8, 12.5, images=100, mining_seconds=4.5, transfer={"label_fidelity": 0.9}, notes=["3 of 100 are blank"])
 
 
 def strict(path: Path) -> Any:
@@ -61,6 +61,8 @@ def test_rows_hold_every_field_by_name(folder: RunFolder) -> None:
             "ratio": 0.8,
             "seconds": 12.5,
             "images": 100,
+            "mining_seconds": 4.5,
+            "mining_passes": None,
             "teacher_passes": None,
             "steps": None,
             "batch": None,
@@ -68,8 +70,14 @@ def test_rows_hold_every_field_by_name(folder: RunFolder) -> None:
             "clients": None,
             "excluded": None,
             "transfer": {"label_fidelity": 0.9},
+            "notes": ["3 of 100 are blank"],
         }
     ]
+
+
+def test_rows_come_back_as_they_were_written(folder: RunFolder) -> None:
+    folder.rows([ROW])
+    assert read_rows(folder.path / "summary.json") == [ROW]
 
 
 def test_a_metric_is_on_disk_at_once_with_its_time(folder: RunFolder) -> None:

@@ -14,18 +14,23 @@ import yaml
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from fedimpr.ensemble import Ensemble
-from fedimpr.errors import ConfigError, UpdateError
+from fedimpr.errors import ConfigError, FedimprError, UpdateError
 from fedimpr.evaluation import evaluate
+from fedimpr.impressions import Bank, Impressions, Source
 from fedimpr.models import rebuild
 from sim import client_app, recorder, server_app
-from sim.config import from_tree
+from sim.config import Settings, from_tree
 from sim.federation import dataset_of
 from sim.grid import LocalGrid
 from sim.local import run_local
+from strategies import Cost
 from strategies.records import read_instruction, update_to_record
 from tests.sim.tiny import tiny
+
+MEASURES = {"label_fidelity", "confidence", "mean_distance", "effective_number", "coverage", "frechet_distance"}
 
 
 def read(folder: Path, name: str):
@@ -33,7 +38,7 @@ def read(folder: Path, name: str):
 
 
 def test_the_result_folder_holds_everything(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    settings = tiny(tmp_path)
+    settings = tiny(tmp_path, methods=["cmi", "di"])
     run_local(settings)
     rows = read(tmp_path, "summary.json")
     assert [row["method"] for row in rows] == ["mean client", "one-shot FedAvg", "uniform ensemble", "student by CMI", "student by DI"]
@@ -45,19 +50,64 @@ def test_the_result_folder_holds_everything(tmp_path: Path, capsys: pytest.Captu
             and row["clients"] == 3
             and row["excluded"] == 0
         )
-    assert 0 <= rows[3]["transfer"]["label_fidelity"] <= 1
-    assert rows[3]["images"] == 24 and rows[3]["steps"] == 4 and rows[3]["batch"] == 8
+    for row in rows[3:]:
+        assert row["transfer"].keys() == MEASURES and 0 <= row["transfer"]["label_fidelity"] <= 1
+        assert 1 <= row["transfer"]["effective_number"] <= 24 + 1e-6
+        assert row["images"] == 24 and row["steps"] == 4 and row["batch"] == 8
+        assert 0 < row["mining_seconds"] < row["seconds"] and 0 < row["mining_passes"] < row["teacher_passes"]
     assert from_tree(yaml.safe_load((tmp_path / "config.yaml").read_text())) == settings
     manifest = read(tmp_path, "manifest.json")
     assert sum(manifest["sizes"]) == len(dataset_of(settings).train) and len(manifest["counts"]) == 3
     assert read(tmp_path, "run.json")["status"] == "finished" and read(tmp_path, "run.json")["config_hash"] == settings.hash()
-    stages = {json.loads(line)["stage"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()}
-    assert {"client", "candidate", "mined"} <= stages
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {"client", "candidate", "mined"} <= {line["stage"] for line in metrics}
+    assert [{key: line[key] for key in MEASURES} for line in metrics if line["stage"] == "mined"] == [row["transfer"] for row in rows[3:]]
     for name in ("impressions.png", "partition.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert "data:image/png;base64" in (tmp_path / "report.html").read_text()
     shown = capsys.readouterr().out
     assert "student by DI" in shown and str(tmp_path) in shown
+
+
+class Pixels(nn.Module):
+    """A teacher without a final layer: its logits are the first ten pixels."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[:, :10]
+
+
+def one_student(settings: Settings, note: str) -> dict:
+    """The row of a student by a made-up method, whose teacher has no features."""
+    bank = Bank(10)
+    made = Impressions(torch.eye(10, 64).view(10, 1, 8, 8), torch.full((10, 10), 0.1), torch.arange(10), 0, note)
+    bank.add(made, Source("pixels", "any", 1, 0))
+    with recorder.Recorder(settings) as watch:
+        watch.mined(1, "any", bank, Pixels())
+        watch.candidate(1, "student by ANY", Pixels(), Cost(1.0, images=10))
+        watch.candidate(1, "another", Pixels(), Cost(1.0))
+    row, other = read(settings.folder, "summary.json")
+    assert other["transfer"] is None and other["notes"] is None  # they belong to the student that learned from them
+    return row
+
+
+def test_a_teacher_without_a_final_layer_leaves_measures_out_and_notes_reach_the_report(tmp_path: Path) -> None:
+    row = one_student(tiny(tmp_path, methods=["di"]), "3 of 10 are blank")
+    # One pixel of ten is lit, that of the wanted class: its probability is e / (e + 9).
+    assert row["transfer"] == pytest.approx({"label_fidelity": 1, "confidence": math.e / (math.e + 9)})
+    assert row["notes"] == ["3 of 10 are blank"]
+    assert "student by ANY: 3 of 10 are blank" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("error", [torch.linalg.LinAlgError("no convergence"), FedimprError("too few")])
+def test_a_measure_that_fails_does_not_stop_a_run(
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(recorder, "describe", fails)
+    assert one_student(tiny(tmp_path, methods=["di"]), "")["transfer"] is None
+    assert f"round 1: the impressions of any are not measured: {error}" in caplog.text
 
 
 def test_saved_models_score_what_the_table_says(tmp_path: Path) -> None:
@@ -187,11 +237,11 @@ def test_a_half_written_state_is_passed_over(tmp_path: Path) -> None:
 
 def test_test_labels_decide_nothing_but_the_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the labels of the test set turned around, every weight stays what it was and every score changes."""
-    run_local(tiny(tmp_path / "true"))
-    data = dataset_of(tiny(tmp_path))
+    run_local(tiny(tmp_path / "true", methods=["cmi", "di"]))
+    data = dataset_of(tiny(tmp_path, methods=["cmi", "di"]))
     wrong = replace(data, test=replace(data.test, labels=(data.test.labels + 1) % 10))
     monkeypatch.setattr(recorder, "dataset_of", lambda settings: wrong)
-    run_local(tiny(tmp_path / "wrong"))
+    run_local(tiny(tmp_path / "wrong", methods=["cmi", "di"]))
     files = sorted(path.name for path in (tmp_path / "true").glob("*.safetensors"))
     assert len(files) == 4
     for name in files:

@@ -7,7 +7,10 @@ from pathlib import Path
 from sim.config import CONFIGS, Settings, composed
 
 # Any method's hyper-parameters of these names are brought down to these values; a method may have others, but these decide its cost.
-SMALL = {"steps": 3, "batch_size": 8, "latent": 4, "width": 4, "hidden": 8, "projection": 8, "memory": 16, "negatives": 8}
+SMALL = {
+    "steps": 3, "batch_size": 8, "latent": 4, "width": 4, "hidden": 8, "projection": 8, "memory": 16, "negatives": 8,
+    "embedding": 4, "shared": 3, "life": 2,
+}  # fmt: skip
 METHODS = sorted(path.stem for path in (CONFIGS / "synthesis").glob("*.yaml"))
 
 
@@ -21,7 +24,9 @@ def overrides(*more: str, methods: list[str] = METHODS) -> list[str]:
         if key in node["synthesizer"]
     ]
     portions = [
-        f"synthesis.{name}.mining.{key}={value}" for name in found for key, value in (("images", 24), ("portions", 2), ("capacity", 30))
+        f"synthesis.{name}.mining.{key}={value}"
+        for name, node in found.items()
+        for key, value in (("images", 24), ("before", min(8, node["mining"]["before"])), ("portions", 2), ("capacity", 30))
     ]
     base = [
         "clients=3",
