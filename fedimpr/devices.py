@@ -1,7 +1,7 @@
-"""Where modules live, and how an accelerator computes fastest there.
+"""Where modules live, and how they compute fastest there.
 
-On a CUDA device convolutions get channels-last tensors, and passes through networks run in bfloat16; losses, statistics and parameters stay
-float32. On a CPU everything stays as it is: float32, unless the caller has put an autocast of its own around the call.
+Convolutions get channels-last weights. On a CUDA device passes through networks run in bfloat16, while losses, statistics and parameters stay
+float32. On a CPU everything is float32, unless the caller has put an autocast of its own around the call.
 """
 
 from __future__ import annotations
@@ -23,10 +23,8 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def placed(module: Module, device: torch.device) -> Module:
-    """The module moved to ``device``, its convolutions in the memory layout that the device is fast in."""
-    if device.type == "cuda":
-        return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-    return module.to(device)
+    """The module moved to ``device``, its convolutions' weights channels-last: the layout in which they are fast."""
+    return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def accelerated(device: torch.device) -> AbstractContextManager[None]:

@@ -74,16 +74,18 @@ def observe_module(module: nn.Module, images: Tensor, *, statistics: bool, featu
         if statistics:
             part = x[:counted]
             axes = [0, *range(2, x.dim())]
-            taken[layer] = torch.stack([part.mean(axes), part.var(axes, unbiased=False)])
+            mean = part.mean(axes, keepdim=True)
+            # Not Tensor.var: on a CPU it takes several times as long, forward and back.
+            taken[layer] = torch.stack([mean.flatten(), (part - mean).square().mean(axes)])
         if features == "batch_norm":
             seen[layer] = x.flatten(2).mean(2) if x.dim() > 2 else x
 
     def at_final_layer(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         seen[layer] = inputs[0].float()
 
+    final = [final_layer(module)] if features == "penultimate" else []  # looked for before the first hook: there may be none
     hooks = [layer.register_forward_pre_hook(at_batch_norm) for layer in layers]
-    if features == "penultimate":
-        hooks.append(final_layer(module).register_forward_pre_hook(at_final_layer))
+    hooks += [layer.register_forward_pre_hook(at_final_layer) for layer in final]
     try:
         logits = module(images).float()
     finally:

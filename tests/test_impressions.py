@@ -57,11 +57,11 @@ def test_an_impression_stays_whole_and_at_its_place_until_it_leaves(capacity: in
 
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=20))
 def test_pixels_come_out_as_the_nearest_of_256_values(pixels: list[float]) -> None:
-    bank, given_ = Bank(len(pixels)), torch.tensor(pixels).view(-1, 1, 1, 1)
-    bank.add(pictures(given_), SOURCE)
+    bank, added = Bank(len(pixels)), torch.tensor(pixels).view(-1, 1, 1, 1)
+    bank.add(pictures(added), SOURCE)
     out = bank.images
-    assert out.dtype == torch.float32 and out.shape == given_.shape
-    assert float((out - given_).abs().max()) <= 1 / 510 + 1e-7
+    assert out.dtype == torch.float32 and out.shape == added.shape
+    assert float((out - added).abs().max()) <= 1 / 510 + 1e-7
     assert torch.equal(out, (255 * out).round() / 255)
 
 

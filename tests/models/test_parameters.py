@@ -25,13 +25,13 @@ def alexnet(a: int, b: int, c: int, d: int, e: int, f: int, g: int) -> int:
     return convolutions + full(3 * 3 * e, f) + full(f, g) + full(g, 10) + norm(a, b, c, d, e, f, g)
 
 
-def resnet(*depths: int) -> int:
-    total, inputs = conv(3, 3, 64, 0) + norm(64), 64
-    for depth, width in zip(depths, (64, 128, 256, 512), strict=True):
+def resnet(*depths: int, first: int = 64) -> int:
+    total, inputs = conv(3, 3, first, 0) + norm(first), first
+    for depth, width in zip(depths, (first, 2 * first, 4 * first, 8 * first), strict=False):
         total += conv(3, inputs, width, 0) + (2 * depth - 1) * conv(3, width, width, 0) + 2 * depth * norm(width)
         total += 0 if inputs == width else conv(1, inputs, width, 0) + norm(width)
         inputs = width
-    return total + full(512, 10)
+    return total + full(inputs, 10)
 
 
 def wide_resnet(depth: int, k: int) -> int:
@@ -60,6 +60,7 @@ PUBLISHED = {
     "cnn128": (3, 32, {}, conv(3, 3, 128) + 2 * conv(3, 128, 128) + full(2048, 10), 319_242),
     "alexnet": (3, 32, {}, alexnet(48, 128, 192, 192, 128, 512, 256), 1_659_178),
     "alexnet_half": (3, 32, {}, alexnet(24, 64, 96, 96, 64, 256, 128), 417_434),
+    "resnet8": (3, 32, {"width": 16, "stride": 1}, resnet(1, 1, 1, first=16), 78_042),
     "resnet18": (3, 32, {}, resnet(2, 2, 2, 2), 11_173_962),
     "resnet34": (3, 32, {}, resnet(3, 4, 6, 3), 21_282_122),
     "wrn40_2": (3, 32, {}, wide_resnet(40, 2), 2_243_546),

@@ -17,7 +17,6 @@ from fedimpr.views import Views
 from tests.makers import CLASSES, SHAPE, priors, small_ensemble, small_model
 from tests.synthesis.faulty import Faulty
 
-
 UNMOVED = Views(shift=0.0, scale=(1.0, 1.0), rotation=0.0, flip=False)
 
 

