@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,9 @@ class Budget:
         passes: images through the teacher for mining.
         steps: of the student.
         batch: images per step of the student.
+        optimizer: of the student.
         lr: of the student.
+        weight_decay: of the student.
         temperature: of the soft loss.
         views: of the student's images; also the local views of CMI.
         jitter: views in which methods that have them look at their images while mining.
@@ -58,7 +60,9 @@ class Budget:
     passes: int
     steps: int
     batch: int
+    optimizer: Literal["sgd", "adam"]
     lr: float
+    weight_decay: float
     temperature: float
     views: Views
     jitter: Views
@@ -130,7 +134,7 @@ def priors(**weights: Any) -> Priors:
 def learns(b: Budget, objective: Objective | None = None, views: Views | None = None) -> Distillation:
     """How every student learns."""
     return Distillation(
-        steps=b.steps, batch_size=b.batch, lr=b.lr, momentum=0.9, weight_decay=1e-4,
+        steps=b.steps, batch_size=b.batch, optimizer=b.optimizer, lr=b.lr, momentum=0.9, weight_decay=b.weight_decay,
         objective=objective or SoftDivergence(temperature=b.temperature), views=views or b.views,
     )  # fmt: skip
 
@@ -301,7 +305,7 @@ PAIRS = {
         student={"name": "lenet5_half", "batch_norm": True, **MNIST},
         training=trained((6, 0.05), (4, 0.01), (2, 0.002), batch=128, views=DIGITS),
         budget=Budget(
-            passes=400_000, steps=4000, batch=128, lr=0.05, temperature=4.0, views=DIGITS, jitter=STILL, mined=200, inversion=100,
+            passes=400_000, steps=6000, batch=128, optimizer="adam", lr=0.01, weight_decay=0.0, temperature=4.0, views=DIGITS, jitter=STILL, mined=200, inversion=100,
             pixel_lr=0.05, generator_lr=0.01, latent=64, width=32, deviation=1.5, activation=0.05,
         ),
         published={"di": "98.77", "soft_targeted": "99.08", "dafl": "98.1", "dfad": "98.3"},
@@ -316,7 +320,7 @@ PAIRS = {
         student={"name": "resnet8", "width": 8, "stride": 1, **CIFAR10},
         training=trained((8, 0.1), (4, 0.02), (2, 0.004), batch=128, views=CROPS),
         budget=Budget(
-            passes=200_000, steps=3000, batch=128, lr=0.1, temperature=4.0, views=CROPS, jitter=CROPS, mined=200, inversion=100,
+            passes=200_000, steps=3000, batch=128, optimizer="adam", lr=0.01, weight_decay=0.0, temperature=4.0, views=CROPS, jitter=CROPS, mined=200, inversion=100,
             pixel_lr=0.05, generator_lr=0.01, latent=64, width=32, deviation=2.0, activation=0.1,
         ),
         published={},
@@ -331,7 +335,7 @@ PAIRS = {
         student={"name": "wrn16_1", **CIFAR10},
         training=trained((60, 0.1), (30, 0.02), (20, 0.004), batch=128, views=CROPS),
         budget=Budget(
-            passes=2_000_000, steps=20_000, batch=256, lr=0.2, temperature=20.0, views=CROPS, jitter=CROPS, mined=256, inversion=200,
+            passes=2_000_000, steps=20_000, batch=256, optimizer="sgd", lr=0.2, weight_decay=1e-4, temperature=20.0, views=CROPS, jitter=CROPS, mined=256, inversion=200,
             pixel_lr=0.02, generator_lr=0.001, latent=256, width=128, deviation=2.0, activation=0.1,
         ),
         published={

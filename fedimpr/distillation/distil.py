@@ -8,12 +8,13 @@ result is the student after the last step; no label of real data is ever looked 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedimpr import seeds
 from fedimpr.devices import accelerated, device_of
@@ -60,8 +61,9 @@ class Distillation:
     Attributes:
         steps: optimiser steps altogether.
         batch_size: impressions per step.
-        lr: peak learning rate of SGD with Nesterov momentum; falls to zero along a cosine.
-        momentum: in [0, 1).
+        optimizer: ``"sgd"``, with Nesterov momentum, or ``"adam"``.
+        lr: peak learning rate; falls to zero along a cosine.
+        momentum: in (0, 1); Adam's first beta, its second is 0.999.
         weight_decay: >= 0.
         objective: what brings the student closer to the teacher.
         views: augmentation of the impressions, the same view for teacher and student.
@@ -69,6 +71,7 @@ class Distillation:
 
     steps: int
     batch_size: int
+    optimizer: Literal["sgd", "adam"]
     lr: float
     momentum: float
     weight_decay: float
@@ -79,6 +82,14 @@ class Distillation:
         require(self, above_zero=("steps", "batch_size", "lr"), at_least_zero=("weight_decay",))
         if not 0 < self.momentum < 1:
             raise ConfigError("momentum", self.momentum, "a number in (0, 1)")
+        if self.optimizer not in ("sgd", "adam"):
+            raise ConfigError("optimizer", self.optimizer, "'sgd' or 'adam'")
+
+    def optimiser_of(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+        """The optimiser of a student's parameters."""
+        if self.optimizer == "adam":
+            return torch.optim.Adam(parameters, self.lr, (self.momentum, 0.999), weight_decay=self.weight_decay)
+        return torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +142,8 @@ def mine_and_distil(
     device = device_of(teacher)
     with frozen(teacher):
         objective = distillation.objective.bound(teacher, student, bank, shape, generator).to(device)
-    learning = [*student.parameters(), *objective.parameters()]
-    sgd = torch.optim.SGD(learning, distillation.lr, distillation.momentum, weight_decay=distillation.weight_decay, nesterov=True)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, distillation.steps)
+    optimiser = distillation.optimiser_of([*student.parameters(), *objective.parameters()])
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, distillation.steps)
     passes, clock, mined, loss = 0, Clock(device), 0, torch.zeros(())
 
     def mine(count: int, looking_at: nn.Module | None) -> None:
@@ -157,9 +167,9 @@ def mine_and_distil(
                 with torch.no_grad():
                     wanted = observe(teacher, images, features=objective.features)
                 loss = objective(observe(student, images, features=objective.features), wanted, sample.places)
-                sgd.zero_grad()
+                optimiser.zero_grad()
                 loss.backward()
-                sgd.step()
+                optimiser.step()
                 cosine.step()
                 progress("distilling", cosine.last_epoch, distillation.steps, loss=loss.detach())
         student.eval()

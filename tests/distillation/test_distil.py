@@ -59,7 +59,7 @@ class Noise:
 
 
 def settings(**changes) -> Distillation:
-    values = {"steps": 30, "batch_size": 16, "lr": 0.05, "momentum": 0.9, "weight_decay": 0.0, "views": STILL}
+    values = {"steps": 30, "batch_size": 16, "optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.0, "views": STILL}
     return Distillation(**{**values, "objective": SoftDivergence(temperature=2.0), **changes})
 
 

@@ -17,7 +17,17 @@ from fedimpr.models import Classifier, build, final_layer, names, rebuild
 CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 SMALL = {"mean": [0.5], "std": [0.25], "classes": 3}
 # The smallest image that each network takes.
-LEAST = {"lenet5": 4, "lenet5_half": 4, "cnn128": 18, "alexnet": 15, "alexnet_half": 15, "resnet8": 8, "resnet18": 8, "resnet34": 8, "vgg11": 16}
+LEAST = {
+    "lenet5": 4,
+    "lenet5_half": 4,
+    "cnn128": 18,
+    "alexnet": 15,
+    "alexnet_half": 15,
+    "resnet8": 8,
+    "resnet18": 8,
+    "resnet34": 8,
+    "vgg11": 16,
+}
 
 
 def small(name: str, side: int, seed: int = 0, **options: object) -> Classifier:

@@ -341,7 +341,7 @@ def children(pid: int) -> list[int]:
 
 def long(teacher: Path, output: Path) -> list[str]:
     """Ten parts that take a while each, so that a job can be stopped in its middle."""
-    return overrides(teacher, output, "cmi", "count=80", "synthesis.cmi.synthesizer.steps=200")
+    return overrides(teacher, output, "cmi", "count=80", "synthesis.cmi.synthesizer.steps=80")
 
 
 @pytest.fixture(scope="module")
