@@ -48,7 +48,8 @@ class Budget:
         views: of the student's images; also the local views of CMI.
         jitter: views in which methods that have them look at their images while mining.
         mined: images per batch of mining.
-        inversion: steps per batch of mining, for methods that do not say otherwise.
+        dreaming: steps per batch of data impressions and their kin.
+        inversion: steps per batch of the other methods that do not say otherwise.
         pixel_lr: of methods that optimise pixels.
         generator_lr: of methods that train a generator for each batch.
         latent: size of latents.
@@ -67,6 +68,7 @@ class Budget:
     views: Views
     jitter: Views
     mined: int
+    dreaming: int
     inversion: int
     pixel_lr: float
     generator_lr: float
@@ -118,7 +120,7 @@ class Pair:
         """Every method's settings by name; ``tiny=True`` shrinks the budget to a few steps."""
 
         def made(name: str, tiny: bool) -> Run:
-            small = replace(self.budget, passes=64, steps=4, batch=8, mined=8, inversion=2, width=8)
+            small = replace(self.budget, passes=64, steps=4, batch=8, mined=8, dreaming=2, inversion=2, width=8)
             return RUNS[name](small if tiny else self.budget)
 
         return {name: lambda tiny, name=name: made(name, tiny) for name in RUNS}  # type: ignore[misc]
@@ -148,10 +150,10 @@ def mines(images: int, b: Budget, *, together: bool = False, before: float = 0.0
 
 def impressions(b: Budget, targets: Any, **weights: float) -> Run:
     made = DataImpressions(
-        targets=targets, priors=priors(target=1.0, **weights), temperature=20.0, steps=b.inversion, lr=b.pixel_lr, batch_size=b.mined,
+        targets=targets, priors=priors(target=1.0, **weights), temperature=20.0, steps=b.dreaming, lr=b.pixel_lr, batch_size=b.mined,
         variant="text", views=STILL,
     )  # fmt: skip
-    return Run(made, mines(b.passes // b.inversion, b, together=True), learns(b))
+    return Run(made, mines(b.passes // b.dreaming, b, together=True), learns(b))
 
 
 def deep_inversion(b: Budget, adversarial: float) -> Run:
@@ -162,17 +164,17 @@ def deep_inversion(b: Budget, adversarial: float) -> Run:
 
 def contrastive(b: Budget, adversarial: float, before: float) -> Run:
     made = ContrastiveModelInversion(
-        priors=priors(target=1.0, batch_norm=1.0, adversarial=adversarial), contrastive_weight=0.8, contrast_temperature=0.1, latent=b.latent,
-        width=b.width, steps=b.inversion, lr=b.generator_lr, batch_size=b.mined, features="batch_norm", hidden=512, projection=64, memory=4000,
-        negatives=512, temperature=20.0, global_view=b.jitter, local_view=b.views,
+        priors=priors(target=1.0, batch_norm=1.0, adversarial=adversarial), contrastive_weight=0.8, contrast_temperature=0.1,
+        latent=b.latent, width=b.width, steps=b.inversion, lr=b.generator_lr, batch_size=b.mined, features="batch_norm", hidden=512,
+        projection=64, memory=4000, negatives=512, temperature=20.0, global_view=b.jitter, local_view=b.views,
     )  # fmt: skip
     return Run(made, mines(b.passes // (2 * b.inversion), b, together=adversarial == 0, before=before), learns(b))
 
 
 def fast(b: Budget) -> Run:
     made = FastMetaInversion(
-        priors=priors(target=0.4, batch_norm=10.0, adversarial=1.1), meta="fomaml", latents="fresh", latent=b.latent, width=b.width, steps=10,
-        lr=2e-3, latent_lr=0.01, momentum=0.9, batch_size=b.mined, temperature=20.0, views=b.jitter,
+        priors=priors(target=0.4, batch_norm=10.0, adversarial=1.1), meta="fomaml", latents="fresh", latent=b.latent, width=b.width,
+        steps=10, lr=2e-3, latent_lr=0.01, momentum=0.9, batch_size=b.mined, temperature=20.0, views=b.jitter,
     )  # fmt: skip
     return Run(made, mines(b.passes // 10, b, before=0.1), learns(b))
 
@@ -194,11 +196,11 @@ def noisy(b: Budget) -> Run:
 
 
 def game(b: Budget, turns: int, objective: Objective, **weights: Any) -> Run:
-    """One step of the generator, ``turns`` of the student, on images of their own; no views, as published."""
+    """One step of the generator, of half the width, and ``turns`` of the student, on images of their own; no views, as published."""
     rounds = max(b.steps // turns, 1)
     steps = max(b.passes // (rounds * b.batch), 1) if turns == 1 else 1
     made = AdversarialGenerator(
-        priors=priors(**weights), latent=b.latent, width=b.width, steps=steps, lr=1e-3, batch_size=b.batch, temperature=1.0
+        priors=priors(**weights), latent=b.latent, width=b.width // 2, steps=steps, lr=1e-3, batch_size=b.batch, temperature=1.0
     )
     size = turns * b.batch
     return Run(made, Mining(images=rounds * size, before=0, portions=rounds, capacity=size), learns(b, objective, STILL))
@@ -241,7 +243,7 @@ class Given:
 
 
 def given(b: Budget, real: bool) -> Run:
-    count = 20 * b.mined
+    count = 60_000 if real else 50 * b.mined
     return Run(Given(real), Mining(images=count, before=0, portions=1, capacity=count), learns(b))
 
 
@@ -298,14 +300,15 @@ CROPS = Views(shift=0.125, scale=(1.0, 1.0), rotation=0.0, flip=True)
 
 PAIRS = {
     "mnist": Pair(
-        said="MNIST, LeNet-5 with batch norm (61,750 parameters) to LeNet-5-half (15,760).",
+        said="MNIST, LeNet-5 with batch norm (61,750 parameters) to LeNet-5-half without (15,738).",
         shape=MNIST["shape"],
         data=parquet("mnist"),
         teacher={"name": "lenet5", "batch_norm": True, **MNIST},
-        student={"name": "lenet5_half", "batch_norm": True, **MNIST},
+        student={"name": "lenet5_half", "batch_norm": False, **MNIST},
         training=trained((6, 0.05), (4, 0.01), (2, 0.002), batch=128, views=DIGITS),
         budget=Budget(
-            passes=400_000, steps=6000, batch=128, optimizer="adam", lr=0.01, weight_decay=0.0, temperature=4.0, views=DIGITS, jitter=STILL, mined=200, inversion=100,
+            passes=600_000, steps=8000, batch=128, optimizer="adam", lr=0.003, weight_decay=0.0, temperature=4.0, views=DIGITS,
+            jitter=STILL, mined=200, dreaming=60, inversion=100,
             pixel_lr=0.05, generator_lr=0.01, latent=64, width=32, deviation=1.5, activation=0.05,
         ),
         published={"di": "98.77", "soft_targeted": "99.08", "dafl": "98.1", "dfad": "98.3"},
@@ -313,14 +316,15 @@ PAIRS = {
         bfloat16=False,
     ),
     "cifar10": Pair(
-        said="CIFAR-10, ResNet-8 with 16 kernels in its first stage (78,042 parameters) to one with 8 (20,138).",
+        said="CIFAR-10, ResNet-8 of 16 kernels in its first stage (78,042 parameters) to one of 8, the first convolution of stride 2.",
         shape=CIFAR10["shape"],
         data=parquet("cifar10"),
-        teacher={"name": "resnet8", "width": 16, "stride": 1, **CIFAR10},
-        student={"name": "resnet8", "width": 8, "stride": 1, **CIFAR10},
+        teacher={"name": "resnet8", "width": 16, "stride": 2, **CIFAR10},
+        student={"name": "resnet8", "width": 8, "stride": 2, **CIFAR10},
         training=trained((8, 0.1), (4, 0.02), (2, 0.004), batch=128, views=CROPS),
         budget=Budget(
-            passes=200_000, steps=3000, batch=128, optimizer="adam", lr=0.01, weight_decay=0.0, temperature=4.0, views=CROPS, jitter=CROPS, mined=200, inversion=100,
+            passes=200_000, steps=3000, batch=128, optimizer="adam", lr=0.01, weight_decay=0.0, temperature=4.0, views=CROPS,
+            jitter=CROPS, mined=200, dreaming=60, inversion=100,
             pixel_lr=0.05, generator_lr=0.01, latent=64, width=32, deviation=2.0, activation=0.1,
         ),
         published={},
@@ -335,7 +339,8 @@ PAIRS = {
         student={"name": "wrn16_1", **CIFAR10},
         training=trained((60, 0.1), (30, 0.02), (20, 0.004), batch=128, views=CROPS),
         budget=Budget(
-            passes=2_000_000, steps=20_000, batch=256, optimizer="sgd", lr=0.2, weight_decay=1e-4, temperature=20.0, views=CROPS, jitter=CROPS, mined=256, inversion=200,
+            passes=2_000_000, steps=20_000, batch=256, optimizer="sgd", lr=0.2, weight_decay=1e-4, temperature=20.0, views=CROPS,
+            jitter=CROPS, mined=256, dreaming=200, inversion=200,
             pixel_lr=0.02, generator_lr=0.001, latent=256, width=128, deviation=2.0, activation=0.1,
         ),
         published={
