@@ -300,14 +300,14 @@ CROPS = Views(shift=0.125, scale=(1.0, 1.0), rotation=0.0, flip=True)
 
 PAIRS = {
     "mnist": Pair(
-        said="MNIST, LeNet-5 with batch norm (61,750 parameters) to LeNet-5-half without (15,738).",
+        said="MNIST, LeNet-5 with batch norm (61,750 parameters) to LeNet-5-half with batch norm (15,760).",
         shape=MNIST["shape"],
         data=parquet("mnist"),
         teacher={"name": "lenet5", "batch_norm": True, **MNIST},
-        student={"name": "lenet5_half", "batch_norm": False, **MNIST},
+        student={"name": "lenet5_half", "batch_norm": True, **MNIST},
         training=trained((6, 0.05), (4, 0.01), (2, 0.002), batch=128, views=DIGITS),
         budget=Budget(
-            passes=600_000, steps=8000, batch=128, optimizer="adam", lr=0.003, weight_decay=0.0, temperature=4.0, views=DIGITS,
+            passes=600_000, steps=10_000, batch=128, optimizer="adam", lr=0.01, weight_decay=0.0, temperature=4.0, views=DIGITS,
             jitter=STILL, mined=200, dreaming=60, inversion=100,
             pixel_lr=0.05, generator_lr=0.01, latent=64, width=32, deviation=1.5, activation=0.05,
         ),

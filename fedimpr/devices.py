@@ -1,7 +1,7 @@
 """Where modules live, and how they compute fastest there.
 
-Convolutions get channels-last weights. On a CUDA device passes through networks run in bfloat16, while losses, statistics and parameters stay
-float32. On a CPU everything is float32, unless the caller has put an autocast of its own around the call.
+Convolutions get channels-last weights. On a CUDA device passes through networks run in bfloat16, while losses, statistics and parameters
+stay float32. On a CPU everything is float32, unless the caller has put an autocast of its own around the call.
 """
 
 from __future__ import annotations

@@ -53,11 +53,11 @@ def failed(error: Exception) -> None:
 
 def main() -> None:
     """The command."""
-    guarded(hydra_main)
+    guarded(hydra_main, "config")
 
 
-def guarded(command: Callable[[], None]) -> NoReturn:
-    """Run a Hydra main, and turn every expected failure into one line and exit status 1 (130 and 143 when interrupted)."""
+def guarded(command: Callable[[], None], config: str) -> NoReturn:
+    """Run the Hydra main of a primary configuration; every expected failure is one line and exit status 1, an interruption 130 or 143."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through to here instead of printing them in four lines
     signal.signal(signal.SIGTERM, _stop)
     try:
@@ -65,7 +65,7 @@ def guarded(command: Callable[[], None]) -> NoReturn:
     except (HydraException, OmegaConfBaseException) as error:
         from sim.config import in_one_line
 
-        sys.exit(f"error: {in_one_line(error, sys.argv[1:])}")
+        sys.exit(f"error: {in_one_line(error, sys.argv[1:], config)}")
     except KeyboardInterrupt:
         sys.exit(130)
     except Terminated:

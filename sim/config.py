@@ -253,7 +253,7 @@ def _named(hint: Any) -> str:
     return f"a {getattr(hint, '__name__', hint)} (a mapping with _target_)"
 
 
-def in_one_line(error: Exception, arguments: Sequence[str]) -> str:
+def in_one_line(error: Exception, arguments: Sequence[str], config: str) -> str:
     """What Hydra says of a wrong command line in several lines: the key, the value and what is allowed."""
     text = str(error)
     options = getattr(error, "options", None)
@@ -266,18 +266,18 @@ def in_one_line(error: Exception, arguments: Sequence[str]) -> str:
     if found := re.search(r"Could not override '([^']+)'", text):
         key = found[1]
         value = next((a.partition("=")[2] for a in arguments if a.lstrip("+~").partition("=")[0] == key), None)
-        near = difflib.get_close_matches(key, _keys(), 3, cutoff=0.5)
+        near = difflib.get_close_matches(key, _keys(config), 3, cutoff=0.5)
         return str(
             ConfigError(key, value, "a key of the configuration" + (f"; did you mean {' or '.join(near)}?" if near else " (see --cfg job)"))
         )
     return " ".join(text.split())
 
 
-def _keys() -> list[str]:
+def _keys(config: str) -> list[str]:
     """Every dotted key of the configuration without overrides."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        tree = OmegaConf.to_container(compose("config"), resolve=False)
+        tree = OmegaConf.to_container(compose(config), resolve=False)
     keys: list[str] = []
     waiting: list[tuple[str, Any]] = [("", tree)]
     for path, node in waiting:

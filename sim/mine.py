@@ -122,7 +122,7 @@ def _products(task: Task, made: Impressions, seconds: float, folder: Path) -> di
     from sim.results import Sheet, replace_file
 
     tensors = {"images": made.images, "targets": made.targets, "labels": made.labels}
-    notes = {"job": json.dumps(task.facts()), "teacher_passes": str(made.teacher_passes)}
+    notes = {"job": json.dumps(task.facts()), "teacher_passes": str(made.teacher_passes), "note": made.note}
     replace_file(folder / "impressions.safetensors", save(tensors, notes))
     classes = range(made.targets.shape[1])
     places = torch.cat([torch.nonzero(made.labels == k).flatten()[:4] for k in classes])
@@ -134,6 +134,7 @@ def _products(task: Task, made: Impressions, seconds: float, folder: Path) -> di
     measures = {
         "method": task.method,
         "images": len(made),
+        **({"note": made.note} if made.note else {}),
         **{name: value if math.isfinite(value) else None for name, value in found.items()},
         "label_fidelity": (made.targets.argmax(1) == made.labels).double().mean().item(),  # of all images, not of a sample
         "seconds": round(seconds, 3),  # summed over parts, whoever mined them
@@ -162,7 +163,7 @@ def _table(method: str, measures: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """The command."""
-    guarded(hydra_main)
+    guarded(hydra_main, "mine")
 
 
 if __name__ == "__main__":

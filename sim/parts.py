@@ -107,7 +107,7 @@ class PartsFolder:
             FedimprError: a file cannot be written.
         """
         tensors = {"images": made.images, "targets": made.targets, "labels": made.labels}
-        replace_file(self._part(part), _file(tensors, teacher_passes=made.teacher_passes, seconds=seconds))
+        replace_file(self._part(part), _file(tensors, teacher_passes=made.teacher_passes, note=made.note, seconds=seconds))
         stream = part % job.streams
         following = part + job.streams
         replace_file(self.path / "state" / f"stream-{stream:03d}-{following:05d}.safetensors", _file(state))
@@ -120,7 +120,7 @@ class PartsFolder:
         with safe_open(str(self._part(part)), framework="pt") as file:
             notes = file.metadata()
             images, targets, labels = (file.get_tensor(name) for name in ("images", "targets", "labels"))
-        return Impressions(images, targets, labels, int(notes["teacher_passes"])), float(notes["seconds"])
+        return Impressions(images, targets, labels, int(notes["teacher_passes"]), notes["note"]), float(notes["seconds"])
 
     def _part(self, part: int) -> Path:
         return self.path / "parts" / f"part-{part:05d}.safetensors"

@@ -18,6 +18,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
 from fedimpr import seeds
+from fedimpr.devices import placed
 from fedimpr.distillation import Distillation, Mining, mine_and_distil
 from fedimpr.ensemble import Ensemble
 from fedimpr.errors import ConfigError
@@ -91,11 +92,11 @@ class DataFree(Strategy):
         """
         fed, watch = self.federation, self.federation.watch
         updates = collect(replies, self.hosts, server_round, lambda p: fed.build(p).state_dict(), self.minimum_updates, watch.excluded)
-        members = [loaded(fed.build(update.partition), update.weights).to(fed.device) for update in updates]
+        members = [placed(loaded(fed.build(update.partition), update.weights), fed.device) for update in updates]
         watch.updates(server_round, updates, members, time.monotonic() - self.started)
         if all(alike(update.weights, self.sent) for update in updates):
             start = time.monotonic()
-            mean = loaded(fed.build(None), average(updates)).to(fed.device)
+            mean = placed(loaded(fed.build(None), average(updates)), fed.device)
             watch.candidate(server_round, "one-shot FedAvg" if server_round == 1 else "FedAvg", mean, Cost(time.monotonic() - start))
 
         start = time.monotonic()
@@ -107,7 +108,7 @@ class DataFree(Strategy):
     def _student(self, name: str, ensemble: Ensemble, round: int) -> nn.Module:
         fed, method, bank = self.federation, self.methods[name], self.banks[name]
         start = time.monotonic()
-        student = loaded(fed.build(None), self.sent).to(fed.device)
+        student = placed(loaded(fed.build(None), self.sent), fed.device)
         spent = mine_and_distil(
             ensemble,
             student,

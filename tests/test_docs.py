@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from fedimpr.errors import ConfigError
-from sim.config import composed, construct
+from sim.config import CONFIGS, call, composed, construct
 from sim.federation import build_model, check, methods_of, threads
+from sim.mine import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -116,7 +119,22 @@ def test_a_documented_command_composes(overrides: tuple[str, ...]) -> None:
         rehearse(point)
 
 
+def mining_overrides() -> list[list[str]]:
+    """The overrides of every documented long synthesis."""
+    words = [words for page in PAGES for words in commands(page.read_text(encoding="utf-8"))]
+    return [found[3:] for found in words if found[:3] == ["python", "-m", "sim.mine"] and "..." not in found]
+
+
+@pytest.mark.parametrize("overrides", mining_overrides(), ids=" ".join)
+def test_a_documented_long_synthesis_composes(overrides: list[str]) -> None:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        settings = call(Settings, OmegaConf.to_container(compose("mine", overrides), resolve=True), "")
+    for name, node in settings.synthesis.items():
+        construct(node["synthesizer"], name)
+
+
 def test_what_is_wrong_with_a_command_would_be_found() -> None:
+    assert mining_overrides()
     assert ("experiment=demo", "partition.alpha=0.5", "seed=1") in DOCUMENTED
     assert len(DOCUMENTED) > 10
     assert list(points(["experiment=demo", "seed=0,1"])) == [["experiment=demo", "seed=0"], ["experiment=demo", "seed=1"]]

@@ -98,11 +98,12 @@ def mine_stream(
 
 
 def merged(parts: Mapping[int, Impressions]) -> Impressions:
-    """One or more parts, by number, as one: images in the order of the parts, teacher passes summed."""
+    """One or more parts, by number, as one: images in the order of the parts, teacher passes summed, notes joined."""
     ordered = [parts[part] for part in sorted(parts)]
     return Impressions(
         torch.cat([part.images for part in ordered]),
         torch.cat([part.targets for part in ordered]),
         torch.cat([part.labels for part in ordered]),
         sum(part.teacher_passes for part in ordered),
+        "; ".join(dict.fromkeys(part.note for part in ordered if part.note)),
     )

@@ -31,8 +31,8 @@ LEAST = {
 
 
 def small(name: str, side: int, seed: int = 0, **options: object) -> Classifier:
-    if name.startswith("lenet5"):
-        options = {"batch_norm": False, **options}
+    needed = {"lenet5": {"batch_norm": False}, "lenet5_half": {"batch_norm": False}, "resnet8": {"width": 16, "stride": 1}}
+    options = {**needed.get(name, {}), **options}
     return build(name, shape=(1, side, side), seed=seed, **SMALL, **options)
 
 

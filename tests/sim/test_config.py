@@ -25,7 +25,7 @@ WRONG = {
     "training.views.scale=[1]": r"'training.views.scale' is \[1\]; allowed: a list of 2: a number, a number",
     "training._target_=fedimpr.nothing": r"'training._target_' is 'fedimpr.nothing'; allowed: the dotted name",
     "synthesis.di.synthesizer.variant=released": r"'synthesis.di.synthesizer.variant' is 'released'; allowed: 'text' or 'as_released'",
-    "synthesis.di.mining.images=0": r"'synthesis.di.mining.images' is 0; allowed: an integer >= portions",
+    "synthesis.di.mining.images=0": r"'synthesis.di.mining.images' is 0; allowed: an integer >= before \+ portions",
     "dataset.source=ftp": r"'dataset.source' is 'ftp'",
     "strategy.minimum_updates=11": r"'strategy.minimum_updates' is 11; allowed: an integer in \[1, clients = 10\]",
     "send_label_counts=1": r"'send_label_counts' is 1; allowed: true or false",
@@ -51,7 +51,7 @@ UNKNOWN = {
     "clinets=3": r"'clinets' is '3'; allowed: a key of the configuration; did you mean clients",
     "partition.beta=3": r"'partition.beta' is '3'; allowed: a key",
     "experiment=demmo": r"'experiment' is 'demmo'; allowed: one of .*demo",
-    "synthesis=[dii]": r"'synthesis' is 'dii'; allowed: one of cmi, di",
+    "synthesis=[dii]": r"'synthesis' is 'dii'; allowed: one of ci, cmi, .*di",
     "model=lenet": r"'model' is 'lenet'; allowed: one of .*lenet5",
 }
 
@@ -60,7 +60,7 @@ UNKNOWN = {
 def test_what_hydra_says_in_many_lines_becomes_one(override: str) -> None:
     with pytest.raises(HydraException) as caught:
         composed([override])
-    text = in_one_line(caught.value, [override])
+    text = in_one_line(caught.value, [override], "config")
     assert "\n" not in text and re.search(UNKNOWN[override], text)
 
 
