@@ -50,7 +50,8 @@ format: $(READY) ## put the code into shape
 	$(BIN)/ruff check --fix .
 
 bench: $(READY) ## the benchmarks; each writes its dated result
-	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
+	set -e; for work in ensemble.py start_and_memory.py one_shot.py synthesis_speed.py "methods.py mnist" "methods.py cifar10" transfer_size.py; \
+		do $(BIN)/python benchmarks/$$work; done
 
 clean: ## remove the environment and everything generated
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -29,7 +29,7 @@ from pairs import PAIRS, Given, Pair, Run
 
 from fedimpr import models, seeds
 from fedimpr.data import Dataset, load
-from fedimpr.devices import placed
+from fedimpr.devices import accelerated, placed
 from fedimpr.distillation import mine_and_distil
 from fedimpr.evaluation import evaluate
 from fedimpr.impressions import Bank, Source
@@ -148,8 +148,9 @@ def teacher_of(pair: Pair, seed: int, asked: Any) -> torch.nn.Module:
     data, start = data_of(pair, asked), time.perf_counter()
     source = seeds.generator(seed, "benchmark/teacher")
     train = data.train.subset(torch.arange(512)) if asked.tiny else data.train
-    for stage in pair.training(tiny=asked.tiny):
-        stage(teacher, train, source)
+    with accelerated(device):
+        for stage in pair.training(tiny=asked.tiny):
+            stage(teacher, train, source)
     accuracy = evaluate(teacher, data.test).accuracy
     print(f"teacher, seed {seed}: {100 * accuracy:.2f} %, trained in {time.perf_counter() - start:.0f} s", flush=True)
     torch.save(teacher.state_dict(), file)

@@ -1,9 +1,10 @@
-"""Random views of images: shifts, crops, rotations and flips of a whole batch in one differentiable resampling."""
+"""Random views of images: shifts, crops, rotations and flips of a whole batch in one differentiable resampling; and corruptions."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +21,9 @@ class Views:
     Attributes:
         shift: largest shift along either axis as a fraction of the image's side, in [0, 1]. Shifts are whole pixels and vacated
             pixels are black: a crop after padding, as for CIFAR with ``4 / 32``.
-        scale: (least, largest) share of the image's area that a view shows, 0 < least <= largest <= 1; the shown part is placed at random
-            and resized to the whole. (1, 1) shows everything.
+        scale: (least, largest) share of the image's area that a view shows, 0 < least <= largest; the shown part is placed at random and
+            resized to the whole. (1, 1) shows everything. Above 1 the image is shrunk and placed at random, with black around it: at 4 it
+            has half its height and width.
         rotation: largest rotation either way, degrees (of square images).
         flip: whether half of the views are mirrored left to right.
     """
@@ -34,8 +36,8 @@ class Views:
     def __post_init__(self) -> None:
         if not 0 <= self.shift <= 1:
             raise ConfigError("shift", self.shift, "a number in [0, 1]")
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ConfigError("scale", self.scale, "two numbers, 0 < least <= largest <= 1")
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
+            raise ConfigError("scale", self.scale, "two numbers, 0 < least <= largest")
         if not 0 <= self.rotation <= 180:
             raise ConfigError("rotation", self.rotation, "degrees in [0, 180]")
 
@@ -59,3 +61,46 @@ class Views:
         rows = torch.stack([cos * mirror, -sin, offset[:, 0], sin * mirror, cos, offset[:, 1]], 1)
         grid = F.affine_grid(rows.view(n, 2, 3), list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+class Augmentation(Protocol):
+    """A distribution over changes of images."""
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Changed images (N, C, H, W) in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distorted:
+    """Images that are blurred, changed in contrast and then moved, each in its own way: heavy augmentation of a transfer set.
+
+    Impressions that are mined from weights alone look like textures all over the image. Distorted and shrunk onto black they hold more of
+    what real images hold, and the teacher, asked again, says what it thinks of that. ZSKD's released student is trained so, with shrinking,
+    shifts, rotations, flips and two kinds of noise (Nayak et al., ICML 2019); blur and contrast, in place of noise, are our own.
+
+    Attributes:
+        blur: share of the images that are averaged over 3x3 pixels, in [0, 1].
+        contrast: largest factor c >= 1. An image x becomes ``f (x - l) + b`` with f uniform in [1 / c, c], a level l in [0, 1] and a
+            brightness b in [0, 0.5], cut to [0, 1]; 1 leaves images as they are.
+        views: how images are moved after that, so that the black around them stays black.
+    """
+
+    blur: float
+    contrast: float
+    views: Views
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.blur <= 1:
+            raise ConfigError("blur", self.blur, "a number in [0, 1]")
+        if self.contrast < 1:
+            raise ConfigError("contrast", self.contrast, "a number >= 1")
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Distorted images (N, C, H, W) in [0, 1]."""
+        source = seeds.on_device(generator, images.device)
+        u = torch.rand(4, len(images), 1, 1, 1, generator=source, device=images.device)
+        images = torch.where(u[0] < self.blur, F.avg_pool2d(images, 3, 1, 1, count_include_pad=False), images)
+        if self.contrast > 1:
+            factor = 1 / self.contrast + (self.contrast - 1 / self.contrast) * u[1]
+            images = (factor * (images - u[2]) + u[3] / 2).clamp(0, 1)
+        return self.views(images, source)

@@ -23,7 +23,7 @@ from fedimpr.errors import ConfigError, FedimprError
 from fedimpr.impressions import Bank, Source
 from fedimpr.observation import frozen, observe
 from fedimpr.synthesis.base import Progress, Synthesizer, require, silent
-from fedimpr.views import Views
+from fedimpr.views import Augmentation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class Distillation:
     momentum: float
     weight_decay: float
     objective: Objective
-    views: Views
+    views: Augmentation
 
     def __post_init__(self) -> None:
         require(self, above_zero=("steps", "batch_size", "lr"), at_least_zero=("weight_decay",))
