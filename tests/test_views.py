@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedimpr.errors import ConfigError
-from fedimpr.views import Views
+from fedimpr.views import Distorted, Views
 
 STILL = {"shift": 0.0, "scale": (1.0, 1.0), "rotation": 0.0, "flip": False}
 
@@ -51,6 +51,15 @@ def test_a_crop_shows_a_part_of_the_image() -> None:
     assert float(views.mean((1, 2, 3)).std()) > 0.05  # placed at random
 
 
+def test_above_one_an_image_is_shrunk_onto_black() -> None:
+    """At scale 4 a white image has half its height and width, so it covers a quarter of the view, anywhere in it."""
+    views = Views(**{**STILL, "scale": (4.0, 4.0)})(torch.ones(100, 1, 16, 16), generator())
+    torch.testing.assert_close(views.mean((1, 2, 3)), torch.full((100,), 0.25), atol=0.04, rtol=0)
+    assert float(views.amin()) == 0 and float(views.amax()) == pytest.approx(1)
+    left = views.amax((1, 2)).argmax(1)  # the first column that is not black
+    assert len(left.unique()) > 5
+
+
 def test_a_half_turn_by_rotation_of_180_degrees_stays_in_range() -> None:
     views = Views(**{**STILL, "rotation": 180.0})(torch.rand(20, 3, 9, 9), generator())
     assert float(views.min()) >= 0 and float(views.max()) <= 1 + 1e-6
@@ -64,6 +73,57 @@ def test_same_generator_same_views_and_gradients_flow(seed: int, shift: float, l
     assert torch.equal(one, two) and one.shape == images.shape
     one.sum().backward()
     assert bool(images.grad.isfinite().all())
+
+
+def distorted(**changes) -> Distorted:
+    return Distorted(**{"blur": 0.0, "contrast": 1.0, "views": Views(**STILL), **changes})
+
+
+def test_without_blur_and_contrast_nothing_is_distorted() -> None:
+    images = torch.rand(3, 1, 8, 8)
+    assert torch.equal(distorted()(images, generator()), images)
+
+
+def test_blur_averages_over_three_by_three_pixels() -> None:
+    """A white pixel inside a black image becomes nine of a ninth; at the corner it is shared by four, so it leaves a quarter there."""
+    image = torch.zeros(1, 1, 5, 5)
+    image[0, 0, 2, 2] = 1
+    expected = torch.zeros(5, 5)
+    expected[1:4, 1:4] = 1 / 9
+    torch.testing.assert_close(distorted(blur=1.0)(image, generator())[0, 0], expected)
+    corner = torch.zeros(1, 1, 5, 5)
+    corner[0, 0, 0, 0] = 1
+    assert distorted(blur=1.0)(corner, generator())[0, 0, 0, 0].item() == pytest.approx(1 / 4)
+
+
+def test_about_the_given_share_of_images_is_blurred() -> None:
+    images = torch.rand(400, 1, 4, 4, generator=generator(1))
+    same = (distorted(blur=0.3)(images, generator()) == images).flatten(1).all(1)
+    assert 240 < int(same.sum()) < 320  # 280 expected, deviation 9
+
+
+def test_contrast_is_a_line_that_is_cut_to_the_range() -> None:
+    """Every image becomes f (x - l) + b, so where nothing is cut its ramp is a line of slope f in [1 / 3, 3]."""
+    ramp = torch.linspace(0.0, 1.0, 9).expand(200, 1, 1, 9)
+    made = distorted(contrast=3.0)(ramp, generator())
+    slopes = made.diff(dim=3) * 8
+    whole = ((made > 0) & (made < 1)).flatten(1).all(1)
+    assert int(whole.sum()) > 10 and int(whole.sum()) < 200
+    torch.testing.assert_close(slopes[whole].amin((1, 2, 3)), slopes[whole].amax((1, 2, 3)), atol=1e-4, rtol=0)
+    assert float(slopes.amax()) <= 3 + 1e-4 and float(slopes[whole].amin()) >= 1 / 3 - 1e-4
+    assert float(made.min()) == 0 and float(made.max()) == 1
+
+
+def test_views_come_last_so_that_black_stays_black() -> None:
+    shrunk = Views(**{**STILL, "scale": (4.0, 4.0)})
+    made = distorted(contrast=3.0, views=shrunk)(torch.ones(20, 1, 16, 16), generator())
+    assert float((made == 0).float().mean()) > 0.6
+
+
+@pytest.mark.parametrize(("wrong", "key"), [({"blur": 1.5}, "blur"), ({"contrast": 0.5}, "contrast")])
+def test_impossible_distortions_are_refused(wrong: dict, key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        distorted(**wrong)
 
 
 @pytest.mark.parametrize("wrong", [{"shift": 2.0}, {"scale": (0.0, 1.0)}, {"scale": (1.0, 0.5)}, {"rotation": -1.0}])

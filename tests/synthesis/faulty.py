@@ -1,11 +1,10 @@
-"""A teacher that fails at a given time, and a shared base of settings."""
+"""A teacher that fails at a given time, and views that move nothing."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from fedimpr.synthesis.priors import Priors
 from fedimpr.views import Views
 from tests.makers import small_model
 
@@ -20,14 +19,6 @@ class Faulty(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         self.calls += 1
         return self.model(images) * (torch.nan if self.first <= self.calls <= self.last else 1)
-
-
-def priors(**weights: float) -> Priors:
-    """The weights given, the others zero."""
-    names = (
-        "target", "confidence", "entropy", "balance", "activation", "batch_norm", "total_variation", "norm", "adversarial",
-    )  # fmt: skip
-    return Priors(**{name: weights.get(name, 0.0) for name in names}, batch_norm_form="distance", adversarial_form="masked_kl")
 
 
 def still() -> Views:

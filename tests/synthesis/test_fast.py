@@ -15,8 +15,8 @@ from fedimpr.synthesis import FastMetaInversion
 from fedimpr.synthesis.descent import Diverged, descend
 from fedimpr.synthesis.fast import Gathered, toward
 from fedimpr.synthesis.state import MovingStatistics, Trained
-from tests.makers import SHAPE, small_ensemble, small_model
-from tests.synthesis.faulty import Faulty, priors, still
+from tests.makers import SHAPE, priors, small_ensemble, small_model
+from tests.synthesis.faulty import Faulty, still
 
 BATCH = 8
 

@@ -17,8 +17,8 @@ from fedimpr.errors import ConfigError
 from fedimpr.impressions import Bank, Source
 from fedimpr.synthesis import NoisyLayerGenerator
 from fedimpr.synthesis.nayer import NoisyNetwork
-from tests.makers import CLASSES, SHAPE, small_model
-from tests.synthesis.faulty import Faulty, priors, still
+from tests.makers import CLASSES, SHAPE, priors, small_model
+from tests.synthesis.faulty import Faulty, still
 
 BATCH = 8
 SIZE = 5

@@ -11,8 +11,8 @@ from fedimpr.errors import ConfigError
 from fedimpr.synthesis import ChannelExchange
 from fedimpr.synthesis.generator import Generator
 from fedimpr.synthesis.spaceship import exchange
-from tests.makers import CLASSES, SHAPE, small_model
-from tests.synthesis.faulty import Faulty, priors, still
+from tests.makers import CLASSES, SHAPE, priors, small_model
+from tests.synthesis.faulty import Faulty, still
 
 BATCH = 8
 
