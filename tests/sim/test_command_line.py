@@ -34,6 +34,7 @@ def test_wrong_input_is_one_line_and_status_1(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_every_point_and_one_bad_point_costs_only_itself(tmp_path: Path) -> None:
     points = overrides("seed=0,-1,1", f"output='{tmp_path}/${{seed}}'", f"hydra.sweep.dir='{tmp_path}/sweep'", methods=["di"])
     ended = run("-m", *points)
@@ -42,7 +43,7 @@ def test_a_sweep_runs_every_point_and_one_bad_point_costs_only_itself(tmp_path: 
     assert all(json.loads((tmp_path / seed / "run.json").read_text())["status"] == "finished" for seed in ("0", "1"))
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)])
 def test_an_interrupted_run_leaves_a_readable_folder(tmp_path: Path, number: signal.Signals, status: int) -> None:
     """Stopped in the middle of mining: what was finished is in the table, and the report shows it."""
     endless = overrides("synthesis.di.synthesizer.steps=1000000", f"output='{tmp_path}'", methods=["di"])

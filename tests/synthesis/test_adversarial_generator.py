@@ -107,7 +107,8 @@ def test_without_a_student_an_adversarial_objective_draws_from_the_untrained_gen
         untrained = Generator(4, 8, SHAPE)
     with torch.no_grad():
         expected = untrained(torch.randn(16, 4, generator=source))
-    assert torch.equal(made.images, expected) and ticks == [(1, 1)]
+    torch.testing.assert_close(made.images, expected)  # not bit for bit: its weights lie in memory in another order
+    assert ticks == [(1, 1)]
     assert made.teacher_passes == 16  # the labelling
 
 
