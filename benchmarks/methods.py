@@ -133,7 +133,8 @@ def data_of(pair: Pair, asked: Any) -> Dataset:
     """The pair's data set, from ``FEDIMPR_DATA``."""
     cache = os.environ.get("FEDIMPR_CACHE", "~/.cache/fedimpr")
     settings = {**pair.data, "folder": os.environ.get("FEDIMPR_DATA", "data"), "cache": cache, "shape": pair.shape, "resize": False}
-    return load(**settings, evaluate="validation" if asked.validation else "test", validation=0.1, split_seed=0)
+    data = load(**settings, evaluate="validation" if asked.validation else "test", validation=0.1, split_seed=0)
+    return Dataset(data.name, data.train, data.test.subset(torch.arange(256))) if asked.tiny else data
 
 
 def teacher_of(pair: Pair, seed: int, asked: Any) -> torch.nn.Module:
