@@ -6,6 +6,7 @@ student.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,7 +20,7 @@ from fedimpr.observation import Features, Observation
 from fedimpr.synthesis.base import require
 
 
-class Loss(nn.Module):
+class Loss(nn.Module, ABC):
     """The loss of one distillation.
 
     Attributes:
@@ -28,6 +29,7 @@ class Loss(nn.Module):
 
     features: Features | None = None
 
+    @abstractmethod
     def forward(self, student: Observation, teacher: Observation, places: Tensor) -> Tensor:
         """A scalar, the mean over the batch.
 
@@ -36,7 +38,6 @@ class Loss(nn.Module):
             teacher: what the teacher showed on the same images; no gradient flows into it.
             places: (N,), where in the bank the images stand.
         """
-        raise NotImplementedError
 
 
 class Objective(Protocol):
