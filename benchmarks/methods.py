@@ -59,7 +59,8 @@ def main() -> None:
     done = [row for row in lines(file) if not (asked.again and row["method"] in names and row["seed"] in asked.seeds)]
     file.write_text("".join(json.dumps(row) + "\n" for row in done))
     for seed in asked.seeds:
-        teacher_of(pair, seed, asked)
+        for kind in sorted({pair.taught(name) for name in names}):
+            teacher_of(pair, seed, asked, kind)
     missing = [(name, seed) for seed in asked.seeds for name in names if (name, seed) not in {(row["method"], row["seed"]) for row in done}]
     jobs = [(asked, name, seed) for name, seed in missing]
     with multiprocessing.get_context("spawn").Pool(
@@ -86,7 +87,7 @@ def run(job: tuple[Any, str, int]) -> dict:
     torch.set_num_threads(1 if asked.device == "cpu" else 4)
     pair = PAIRS[asked.pair]
     method: Run = pair.runs[name](tiny=asked.tiny)
-    data, teacher = data_of(pair, asked), teacher_of(pair, seed, asked)
+    data, teacher = data_of(pair, asked), teacher_of(pair, seed, asked, pair.taught(name))
     if isinstance(method.synthesizer, Given) and method.synthesizer.real:
         method.synthesizer.images = data.train.batch(torch.arange(min(method.mining.images, len(data.train))))[0]
     device = torch.device(asked.device)
@@ -137,12 +138,13 @@ def data_of(pair: Pair, asked: Any) -> Dataset:
     return Dataset(data.name, data.train, data.test.subset(torch.arange(256))) if asked.tiny else data
 
 
-def teacher_of(pair: Pair, seed: int, asked: Any) -> torch.nn.Module:
+def teacher_of(pair: Pair, seed: int, asked: Any, kind: str = "teacher") -> torch.nn.Module:
     """The seed's teacher: trained at its first use, then read."""
-    kind = f"{'-validation' * asked.validation}{'-tiny' * asked.tiny}"
-    file = work(asked.pair) / f"teacher-{seed}{kind}.pt"
+    mode = f"{'-validation' * asked.validation}{'-tiny' * asked.tiny}"
+    file = work(asked.pair) / f"{kind}-{seed}{mode}.pt"
+    architecture = pair.plain if kind == "plain" and pair.plain is not None else pair.teacher
     device = torch.device(asked.device)
-    teacher = placed(models.build(seed=seeds.derive(seed, "teacher"), **pair.teacher), device)
+    teacher = placed(models.build(seed=seeds.derive(seed, "teacher"), **architecture), device)
     if file.exists():
         teacher.load_state_dict(torch.load(file, map_location=device, weights_only=True))
         return teacher.eval()
@@ -153,7 +155,7 @@ def teacher_of(pair: Pair, seed: int, asked: Any) -> torch.nn.Module:
         for stage in pair.training(tiny=asked.tiny):
             stage(teacher, train, source)
     accuracy = evaluate(teacher, data.test).accuracy
-    print(f"teacher, seed {seed}: {100 * accuracy:.2f} %, trained in {time.perf_counter() - start:.0f} s", flush=True)
+    print(f"{kind}, seed {seed}: {100 * accuracy:.2f} %, trained in {time.perf_counter() - start:.0f} s", flush=True)
     torch.save(teacher.state_dict(), file)
     return teacher.eval()
 

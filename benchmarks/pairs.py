@@ -30,6 +30,8 @@ from fedimpr.synthesis.targets import ClassSimilarity, FeatureGaussian, OneHot
 from fedimpr.training import LocalTraining
 from fedimpr.views import Augmentation, Distorted, Views
 
+LONG = ", long"
+PLAIN = ("di", "ci", "soft_targeted")  # methods that look at the logits alone, and were published on a teacher without batch norm
 STILL = Views(shift=0.0, scale=(1.0, 1.0), rotation=0.0, flip=False)
 
 
@@ -44,10 +46,12 @@ class Budget:
         optimizer: of the student.
         lr: of the student.
         weight_decay: of the student.
-        temperature: of the soft loss.
-        views: of the student's images; also the local views of CMI.
+        views: of the student's images.
+        local: the local views of CMI.
         heavy: augmentation of the student's images where they are mined from pixels by the logits alone, as ZSKD has it.
         jitter: views in which methods that have them look at their images while mining.
+        moved: likewise, of data impressions and their kin.
+        objective: of the student, where the method's paper is not about another.
         mined: images per batch of mining.
         dreaming: steps per batch of data impressions and their kin.
         inversion: steps per batch of the other methods that do not say otherwise.
@@ -65,10 +69,12 @@ class Budget:
     optimizer: Literal["sgd", "adam"]
     lr: float
     weight_decay: float
-    temperature: float
-    views: Views
+    views: Augmentation
+    local: Views
     heavy: Augmentation
     jitter: Views
+    moved: Views
+    objective: Objective
     mined: int
     dreaming: int
     inversion: int
@@ -98,9 +104,11 @@ class Pair:
         shape: (C, H, W).
         data: the arguments of the loader that name the data set.
         teacher: the arguments of ``models.build`` but the seed.
+        plain: likewise of the teacher of methods that do not look at batch norm; ``None`` where it is the same.
         student: likewise.
         training: the teacher's stages of training, one after another; each is called with model, images and generator.
         budget: of every method.
+        long: methods that run at a larger budget, too, under the name ``"<method>, long"``: more passes and more steps, by these factors.
         published: by method, the published accuracy.
         remarks: what the result file says under the table.
         bfloat16: whether a CPU computes in bfloat16, too.
@@ -110,9 +118,11 @@ class Pair:
     shape: tuple[int, int, int]
     data: Mapping[str, Any]
     teacher: Mapping[str, Any]
+    plain: Mapping[str, Any] | None
     student: Mapping[str, Any]
     training: Callable[..., list[LocalTraining]]
     budget: Budget
+    long: Mapping[str, tuple[float, float]]
     published: Mapping[str, str]
     remarks: str
     bfloat16: bool
@@ -122,10 +132,18 @@ class Pair:
         """Every method's settings by name; ``tiny=True`` shrinks the budget to a few steps."""
 
         def made(name: str, tiny: bool) -> Run:
+            method, long, _ = name.partition(LONG)
+            passes, steps = self.long[method] if long else (1.0, 1.0)
+            budget = replace(self.budget, passes=int(passes * self.budget.passes), steps=int(steps * self.budget.steps))
             small = replace(self.budget, passes=64, steps=4, batch=8, mined=8, dreaming=2, inversion=2, width=8)
-            return RUNS[name](small if tiny else self.budget)
+            return RUNS[method](small if tiny else budget)
 
-        return {name: lambda tiny, name=name: made(name, tiny) for name in RUNS}  # type: ignore[misc]
+        names = [*RUNS, *(f"{name}{LONG}" for name in self.long)]
+        return {name: lambda tiny, name=name: made(name, tiny) for name in names}  # type: ignore[misc]
+
+    def taught(self, name: str) -> str:
+        """Which teacher a method learns from: ``"plain"`` or ``"teacher"``."""
+        return "plain" if self.plain is not None and name.partition(",")[0] in PLAIN else "teacher"
 
 
 def priors(**weights: Any) -> Priors:
@@ -139,7 +157,7 @@ def learns(b: Budget, objective: Objective | None = None, views: Augmentation | 
     """How every student learns."""
     return Distillation(
         steps=b.steps, batch_size=b.batch, optimizer=b.optimizer, lr=b.lr, momentum=0.9, weight_decay=b.weight_decay,
-        objective=objective or SoftDivergence(temperature=b.temperature), views=views or b.views,
+        objective=objective or b.objective, views=views or b.views,
     )  # fmt: skip
 
 
@@ -150,10 +168,10 @@ def mines(images: int, b: Budget, *, together: bool = False, before: float = 0.0
     return Mining(images=batches * b.mined, before=first * b.mined, portions=1 if together else batches - first, capacity=batches * b.mined)
 
 
-def impressions(b: Budget, targets: Any, **weights: float) -> Run:
+def impressions(b: Budget, targets: Any, views: Views | None = None, **weights: float) -> Run:
     made = DataImpressions(
         targets=targets, priors=priors(target=1.0, **weights), temperature=20.0, steps=b.dreaming, lr=b.pixel_lr, batch_size=b.mined,
-        variant="text", views=STILL,
+        variant="text", views=views or b.moved,
     )  # fmt: skip
     return Run(made, mines(b.passes // b.dreaming, b, together=True), learns(b, views=b.heavy))
 
@@ -168,7 +186,7 @@ def contrastive(b: Budget, adversarial: float, before: float) -> Run:
     made = ContrastiveModelInversion(
         priors=priors(target=1.0, batch_norm=1.0, adversarial=adversarial), contrastive_weight=0.8, contrast_temperature=0.1,
         latent=b.latent, width=b.width, steps=b.inversion, lr=b.generator_lr, batch_size=b.mined, features="batch_norm", hidden=512,
-        projection=64, memory=4000, negatives=512, temperature=20.0, global_view=b.jitter, local_view=b.views,
+        projection=64, memory=4000, negatives=512, temperature=20.0, global_view=b.jitter, local_view=b.local,
     )  # fmt: skip
     return Run(made, mines(b.passes // (2 * b.inversion), b, together=adversarial == 0, before=before), learns(b))
 
@@ -246,7 +264,7 @@ class Given:
 
 def given(b: Budget, real: bool) -> Run:
     count = 60_000 if real else 50 * b.mined
-    return Run(Given(real), Mining(images=count, before=0, portions=1, capacity=count), learns(b))
+    return Run(Given(real), Mining(images=count, before=0, portions=1, capacity=count), learns(b, views=b.local if real else b.heavy))
 
 
 SOFT = SoftDivergence(temperature=1.0)
@@ -256,6 +274,7 @@ RUNS: dict[str, Callable[[Budget], Run]] = {
     "di": lambda b: impressions(b, ClassSimilarity(betas=(0.1, 1.0), scaling="matrix")),
     "di, beta 0.1": lambda b: impressions(b, ClassSimilarity(betas=(0.1,), scaling="matrix")),
     "di, beta 1": lambda b: impressions(b, ClassSimilarity(betas=(1.0,), scaling="matrix")),
+    "di, still": lambda b: impressions(b, ClassSimilarity(betas=(0.1, 1.0), scaling="matrix"), STILL),
     "ci": lambda b: impressions(b, OneHot()),
     "soft_targeted": lambda b: impressions(b, FeatureGaussian(deviation=b.deviation), activation=b.activation),
     "deep_inversion": lambda b: deep_inversion(b, 0.0),
@@ -300,6 +319,7 @@ CIFAR10: dict[str, Any] = {"shape": (3, 32, 32), "classes": 10, "mean": [0.4914,
 DIGITS = Views(shift=0.1, scale=(0.8, 1.0), rotation=10.0, flip=False)
 SHRUNK = Views(shift=0.0, scale=(1.0, 6.0), rotation=45.0, flip=False)
 CROPS = Views(shift=0.125, scale=(1.0, 1.0), rotation=0.0, flip=True)
+PARTS = Views(shift=0.125, scale=(0.5, 2.0), rotation=0.0, flip=True)
 
 
 def published_pair(said: str, teacher: str, student: str, published: Mapping[str, str]) -> Pair:
@@ -309,13 +329,16 @@ def published_pair(said: str, teacher: str, student: str, published: Mapping[str
         shape=CIFAR10["shape"],
         data=parquet("cifar10"),
         teacher={"name": teacher, **CIFAR10},
+        plain=None,
         student={"name": student, **CIFAR10},
         training=trained((60, 0.1), (30, 0.02), (20, 0.004), batch=128, views=CROPS),
         budget=Budget(
-            passes=2_000_000, steps=20_000, batch=256, optimizer="sgd", lr=0.2, weight_decay=1e-4, temperature=20.0, views=CROPS,
-            heavy=Distorted(blur=0.5, contrast=3.0, views=CROPS), jitter=CROPS, mined=256, dreaming=200, inversion=200,
-            pixel_lr=0.02, generator_lr=0.001, latent=256, width=128, deviation=2.0, activation=0.1,
+            passes=2_000_000, steps=20_000, batch=256, optimizer="sgd", lr=0.2, weight_decay=1e-4, views=CROPS, local=CROPS,
+            heavy=Distorted(blur=0.5, contrast=3.0, views=CROPS), jitter=CROPS, moved=PARTS,
+            objective=SoftDivergence(temperature=20.0), mined=256, dreaming=200, inversion=200, pixel_lr=0.02,
+            generator_lr=0.001, latent=256, width=128, deviation=2.0, activation=0.1,
         ),
+        long={},
         published=published,
         remarks="",
         bfloat16=False,
@@ -344,14 +367,19 @@ PAIRS = {
         shape=MNIST["shape"],
         data=parquet("mnist"),
         teacher={"name": "lenet5", "batch_norm": True, **MNIST},
+        plain={"name": "lenet5", "batch_norm": False, **MNIST},
         student={"name": "lenet5_half", "batch_norm": False, **MNIST},
         training=trained((6, 0.05), (4, 0.01), (2, 0.002), batch=128, views=DIGITS),
         budget=Budget(
-            passes=300_000, steps=4000, batch=128, optimizer="adam", lr=0.003, weight_decay=0.0, temperature=4.0, views=DIGITS,
-            heavy=Distorted(blur=0.5, contrast=3.0, views=SHRUNK), jitter=STILL, mined=200, dreaming=60, inversion=100,
-            pixel_lr=0.05, generator_lr=0.01, latent=64, width=32, deviation=1.5, activation=0.05,
+            passes=240_000, steps=5000, batch=64, optimizer="adam", lr=0.004, weight_decay=0.0,
+            views=Distorted(blur=0.3, contrast=3.0, views=Views(shift=0.05, scale=(0.7, 4.0), rotation=25.0, flip=False)),
+            local=DIGITS, heavy=Distorted(blur=0.5, contrast=3.0, views=SHRUNK),
+            jitter=Views(shift=0.1, scale=(0.8, 2.0), rotation=15.0, flip=False),
+            moved=Views(shift=0.1, scale=(0.5, 8.0), rotation=30.0, flip=False), objective=LogitL1(),
+            mined=200, dreaming=60, inversion=80, pixel_lr=0.05, generator_lr=0.01, latent=64, width=16, deviation=1.5, activation=0.05,
         ),
-        published={"di": "98.77", "soft_targeted": "99.08", "dafl": "98.1", "dfad": "98.3"},
+        long={"di": (6, 8), "soft_targeted": (6, 8), "adi": (3, 8)},
+        published={"di, long": "98.77", "soft_targeted, long": "99.08", "dafl": "98.1", "dfad": "98.3"},
         remarks=MNIST_REMARKS,
         bfloat16=False,
     ),
@@ -360,13 +388,16 @@ PAIRS = {
         shape=CIFAR10["shape"],
         data=parquet("cifar10"),
         teacher={"name": "resnet8", "width": 16, "stride": 2, **CIFAR10},
+        plain=None,
         student={"name": "resnet8", "width": 8, "stride": 2, **CIFAR10},
         training=trained((8, 0.1), (4, 0.02), (2, 0.004), batch=128, views=CROPS),
         budget=Budget(
-            passes=200_000, steps=3000, batch=128, optimizer="adam", lr=0.01, weight_decay=0.0, temperature=4.0, views=CROPS,
-            heavy=Distorted(blur=0.5, contrast=3.0, views=CROPS), jitter=CROPS, mined=200, dreaming=60, inversion=100,
-            pixel_lr=0.05, generator_lr=0.01, latent=64, width=32, deviation=2.0, activation=0.1,
+            passes=100_000, steps=1500, batch=128, optimizer="adam", lr=0.01, weight_decay=0.0, views=CROPS, local=CROPS,
+            heavy=Distorted(blur=0.5, contrast=3.0, views=CROPS), jitter=CROPS, moved=PARTS,
+            objective=SoftDivergence(temperature=4.0), mined=200, dreaming=60, inversion=100, pixel_lr=0.05,
+            generator_lr=0.01, latent=64, width=32, deviation=2.0, activation=0.1,
         ),
+        long={},
         published={},
         remarks="",
         bfloat16=True,

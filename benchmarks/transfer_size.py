@@ -56,7 +56,7 @@ def main() -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in done))
     finished = {(row["method"], row["seed"], row["percent"]) for row in done}
     for seed in asked.seeds:
-        teacher_of(pair, seed, asked)
+        teacher_of(pair, seed, asked, pair.taught("di"))
     points = [(method, seed, percent) for seed in asked.seeds for method in METHODS for percent in asked.sizes]
     missing = [point for point in points if point not in finished]
     with multiprocessing.get_context("spawn").Pool(asked.workers) as pool:
@@ -104,7 +104,9 @@ def mined(job: tuple[Any, str, int]) -> str:
         return f"{method}  seed {seed}  mined before"
     run: Run = pair.runs[method](tiny=asked.tiny)
     start, source = time.perf_counter(), seeds.generator(seed, f"benchmark/transfer/{method}")
-    found = run.synthesizer.synthesize(teacher_of(pair, seed, asked), images(asked.sizes[-1], asked), source, shape=pair.shape)
+    found = run.synthesizer.synthesize(
+        teacher_of(pair, seed, asked, pair.taught("di")), images(asked.sizes[-1], asked), source, shape=pair.shape
+    )
     seconds = time.perf_counter() - start
     held = {"images": (found.images * 255).round().to(torch.uint8), "seconds": torch.tensor(seconds)}
     part = file.with_suffix(".part")
@@ -120,7 +122,7 @@ def distilled(job: tuple[Any, str, int, float]) -> dict:
     pair, held, count = PAIRS[PAIR], torch.load(kept(method, seed, asked), weights_only=True), images(percent, asked)
     order = torch.randperm(len(held["images"]), generator=seeds.generator(seed, f"benchmark/transfer/{method}/order"))
     chosen = held["images"][order[:count]].float() / 255  # the first of one order, so that sets lie within each other
-    data, teacher = data_of(pair, asked), teacher_of(pair, seed, asked)
+    data, teacher = data_of(pair, asked), teacher_of(pair, seed, asked, pair.taught("di"))
     student = models.build(seed=seeds.derive(seed, "student"), **pair.student)
     spent = mine_and_distil(
         teacher,
