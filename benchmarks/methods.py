@@ -25,7 +25,8 @@ from typing import Any
 
 import torch
 from common import RESULTS, write
-from pairs import PAIRS, Given, Pair, Run
+from given import Given
+from pairs import PAIRS, Pair, Run
 
 from fedimpr import models, seeds
 from fedimpr.data import Dataset, load

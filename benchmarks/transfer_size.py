@@ -24,8 +24,9 @@ from typing import Any
 
 import torch
 from common import RESULTS, write
+from given import Given
 from methods import data_of, lines, listed, spread, teacher_of, work
-from pairs import PAIRS, Given, Run
+from pairs import PAIRS, Run
 
 from fedimpr import models, seeds
 from fedimpr.distillation import Mining, mine_and_distil

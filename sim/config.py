@@ -29,6 +29,9 @@ from fedimpr.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
+# The keys at the top that decide no result: where a run is written, run, kept and resumed from.
+DECIDE_NOTHING = ("output", "resume", "runtime", "save_seconds")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -43,6 +46,7 @@ class Settings:
         send_label_counts: whether clients consent to send how many images of each class they hold.
         output: the result folder; nothing means ``results/<name>/<time>`` (see :func:`placed`).
         resume: a result folder to go on from, or nothing.
+        save_seconds: how old the state of a long server stage may become, >= 0, before it is saved again.
         device: ``cpu``, ``cuda`` or ``auto``.
         dataset: what :func:`fedimpr.data.load` takes, beside what models need to know of it.
         partition: a recipe.
@@ -63,6 +67,7 @@ class Settings:
     send_label_counts: bool
     output: str | None
     resume: str | None
+    save_seconds: float
     device: Literal["auto", "cpu", "cuda"]
     dataset: Mapping[str, Any]
     partition: Mapping[str, Any]
@@ -80,6 +85,8 @@ class Settings:
                 raise ConfigError(key, getattr(self, key), "an integer >= 1")
         if self.seed < 0:
             raise ConfigError("seed", self.seed, "an integer >= 0")
+        if not self.save_seconds >= 0:
+            raise ConfigError("save_seconds", self.save_seconds, "a number >= 0")
         if self.client_models is not None and not self.client_models:
             raise ConfigError("client_models", [], "null, or a list of one model or more")
         if self.client_models and self.rounds > 1:
@@ -95,9 +102,9 @@ class Settings:
         return json.dumps({key: getattr(self, key) for key in self.__dataclass_fields__})
 
     def hash(self) -> str:
-        """SHA-256 over all that decides a result: everything but where it is written, run and resumed from."""
+        """SHA-256 over all that decides a result: everything but :data:`DECIDE_NOTHING`."""
         tree = json.loads(self.to_json())
-        for key in ("output", "resume", "runtime"):
+        for key in DECIDE_NOTHING:
             del tree[key]
         return hashlib.sha256(json.dumps(tree).encode()).hexdigest()
 

@@ -54,6 +54,26 @@ def _partition(text: str) -> Partition:
 
 def build_model(settings: Settings, partition: int | None) -> nn.Module:
     """A fresh model of a partition's architecture; ``None`` asks for the global one. All start from the seed's weights."""
+    return models.build(**_architecture(settings, partition))
+
+
+def warm_model(settings: Settings, partition: int | None) -> nn.Module:
+    """The model that :func:`build_model` builds, but only once per process: its weights are those of its last use, so load others.
+
+    It is in training mode and without gradients, as a fresh one.
+    """
+    model = _warm(json.dumps(_architecture(settings, partition))).train()
+    model.zero_grad(set_to_none=True)
+    return model
+
+
+@functools.lru_cache(maxsize=1)
+def _warm(text: str) -> nn.Module:
+    return models.build(**json.loads(text))
+
+
+def _architecture(settings: Settings, partition: int | None) -> dict[str, Any]:
+    """The arguments of :func:`fedimpr.models.build`."""
     node, path = settings.model, "model"
     if partition is not None and settings.client_models:
         place = partition % len(settings.client_models)
@@ -62,15 +82,8 @@ def build_model(settings: Settings, partition: int | None) -> nn.Module:
         if key not in node:
             raise ConfigError(f"{path}.{key}", None, "a value; it is missing")
     data = settings.dataset
-    return models.build(
-        node["name"],
-        shape=tuple(data["shape"]),
-        classes=data["classes"],
-        mean=data["mean"],
-        std=data["std"],
-        seed=seeds.derive(settings.seed, "model"),
-        **node["options"],
-    )
+    given = {"shape": tuple(data["shape"]), **{key: data[key] for key in ("classes", "mean", "std")}}
+    return {"name": node["name"], **given, "seed": seeds.derive(settings.seed, "model"), **node["options"]}
 
 
 def methods_of(settings: Settings) -> dict[str, Method]:

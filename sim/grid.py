@@ -1,4 +1,4 @@
-"""Flower's ``Grid`` in this process: clients run one at a time, in the order in which their messages were sent."""
+"""Flower's ``Grid``: what every grid of ours shares, and the one in this process, where clients run one at a time."""
 
 from __future__ import annotations
 
@@ -21,31 +21,17 @@ FIRST_NODE = 1000  # node FIRST_NODE + i hosts partition i
 logger = logging.getLogger(__name__)
 
 
-class LocalGrid(Grid):
-    """The clients of a federation, in this process.
-
-    A client runs when its reply is pulled. So a server that pulls replies one by one holds one reply at a time, however many clients
-    there are; ``send_and_receive`` pulls them all.
+class OwnGrid(Grid):
+    """What every grid outside Flower's own engine has: the nodes with their contexts, and numbers for messages.
 
     Args:
-        client_app: the app that every client runs.
         clients: the number of clients; client i has ``node_config`` ``{"partition-id": i, "num-partitions": clients}``.
         run_config: what every client sees as ``context.run_config``.
-        on_reply: called as ``on_reply(done, total)`` after each reply of ``send_and_receive``.
     """
 
-    def __init__(
-        self,
-        client_app: ClientApp,
-        clients: int,
-        run_config: Mapping[str, UserConfigValue],
-        *,
-        on_reply: Callable[[int, int], None] | None = None,
-    ) -> None:
+    def __init__(self, clients: int, run_config: Mapping[str, UserConfigValue]) -> None:
         self._run = _flwr.join(RUN_ID, SERVER_NODE)
-        self._client_app, self._on_reply = client_app, on_reply
         self._contexts = make_contexts(clients, run_config)
-        self._waiting: dict[str, Message] = {}
         self._ids = itertools.count(1)
 
     def set_run(self, run: _flwr.Run) -> None:
@@ -65,20 +51,56 @@ class LocalGrid(Grid):
         """All nodes, in the order of their partitions."""
         return list(self._contexts)
 
+    def _numbered(self, messages: Iterable[Message]) -> dict[str, Message]:
+        """Messages by the ids that they get here, in their order.
+
+        Raises:
+            FedimprError: a message goes to a node that is not there; none is numbered.
+        """
+        messages = list(messages)
+        for message in messages:
+            if message.metadata.dst_node_id not in self._contexts:
+                raise FedimprError("no such node", stage="sending a message", value=message.metadata.dst_node_id)
+        numbered = {f"message-{next(self._ids)}": message for message in messages}
+        for message_id, message in numbered.items():
+            _flwr.number(message, message_id)
+        return numbered
+
+
+class LocalGrid(OwnGrid):
+    """The clients of a federation, in this process.
+
+    A client runs when its reply is pulled. So a server that pulls replies one by one holds one reply at a time, however many clients
+    there are; ``send_and_receive`` pulls them all.
+
+    Args:
+        client_app: the app that every client runs.
+        clients: see :class:`OwnGrid`.
+        run_config: see :class:`OwnGrid`.
+        on_reply: called as ``on_reply(done, total)`` after each reply of ``send_and_receive``.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        clients: int,
+        run_config: Mapping[str, UserConfigValue],
+        *,
+        on_reply: Callable[[int, int], None] | None = None,
+    ) -> None:
+        super().__init__(clients, run_config)
+        self._client_app, self._on_reply = client_app, on_reply
+        self._waiting: dict[str, Message] = {}
+
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Accept messages and return their ids; nothing runs yet.
 
         Raises:
             FedimprError: a message goes to a node that is not there.
         """
-        ids = []
-        for message in messages:
-            if message.metadata.dst_node_id not in self._contexts:
-                raise FedimprError("no such node", stage="sending a message", value=message.metadata.dst_node_id)
-            ids.append(f"message-{next(self._ids)}")
-            _flwr.number(message, ids[-1])
-            self._waiting[ids[-1]] = message
-        return ids
+        numbered = self._numbered(messages)
+        self._waiting |= numbered
+        return list(numbered)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Let the clients answer the messages with these ids, in this order; an id that is unknown or was pulled before is passed over."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 import yaml
@@ -24,7 +25,7 @@ from fedimpr.update import Update
 from sim.config import Settings
 from sim.federation import dataset_of, partition_of
 from sim.progress import Progress, table
-from sim.results import MEASURED, NEIGHBOURS, Row, RunFolder, Sheet, Status, peak_memory_mb, read_rows
+from sim.results import MEASURED, NEIGHBOURS, Row, RunFolder, Sheet, Status, peak_memory_mb, read_metrics, read_rows, replace_file
 from strategies import Cost
 
 log = logging.getLogger(__name__)
@@ -38,16 +39,22 @@ class Recorder:
     """A :class:`strategies.Watch` that owns a result folder for the length of a ``with`` block.
 
     Leaving the block draws the pictures and the report and prints the table, whatever ended it.
+
+    Args:
+        settings: of the run.
+        done: how many rounds are finished. A run that goes on in its own folder tells the next one anew, so what the metrics say of that
+            is removed.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, done: int = 0) -> None:
         self.settings, self.start = settings, time.monotonic()
         self.data, self.partition = dataset_of(settings), partition_of(settings)
         resumed = settings.resume is not None and Path(settings.resume).resolve() == settings.folder.resolve()
         self.rows = {row.method: row for row in read_rows(settings.folder / "summary.json")} if resumed else {}
+        told = _forget_after(settings.folder / "metrics.jsonl", done) if resumed else []
         self.folder = RunFolder(settings.folder, start=self.start, resumed=resumed)
         self.folder.rows(list(self.rows.values()))
-        self.exclusions: list[str] = []
+        self.exclusions = [str(line["reason"]) for line in told if line["stage"] == "excluded"]
         self.sheets: dict[str, Sheet] = {}
         self.accuracies = {name: row.accuracy for name, row in self.rows.items()}
         self.members = 0
@@ -63,6 +70,14 @@ class Recorder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.bar.__exit__(kind, error, trace)
+        try:
+            self._conclude(error)
+        except (FedimprError, OSError) as second:  # of a full disk, say, which is what ended the run: its error must not be lost
+            if error is None:
+                raise
+            log.error("%s", second)
+
+    def _conclude(self, error: BaseException | None) -> None:
         status: Status = "finished" if error is None else "failed" if isinstance(error, Exception) else "interrupted"
         facts = {"excluded": self.exclusions, "seed": self.settings.seed, "config_hash": self.settings.hash()}
         self.folder.finish(status, error=None if error is None else str(error) or type(error).__name__, **facts)
@@ -137,3 +152,10 @@ class Recorder:
         self.transfer, self.notes = {}, []
         self.rows = {key: replace(row, ratio=row.accuracy / ceiling if ceiling else None) for key, row in self.rows.items()}
         self.folder.rows(list(self.rows.values()))
+
+
+def _forget_after(path: Path, done: int) -> list[dict[str, Any]]:
+    """Remove from metrics what they say of rounds after ``done``; return the rest. Steps of a long stage name no round and stay."""
+    lines = [line for line in read_metrics(path) if line.get("round", 0) <= done]
+    replace_file(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    return lines

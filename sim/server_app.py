@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from sim.checkpoint import newest, save
+from sim.checkpoint import opened
 from sim.config import Settings, composed, from_json, placed
 from sim.federation import build_model, check, strategy_of, threads
 from sim.recorder import Recorder
@@ -27,9 +28,10 @@ def main(grid: Grid, context: Context) -> None:
 def run(settings: Settings, grid: Grid) -> None:
     """Run a federation on a grid. Whatever ends it, the result folder says so and holds all that was finished."""
     check(settings)
-    done, state = newest(settings)  # before the recorder touches the folder: what cannot be resumed stays as it is
-    with Recorder(settings) as recorder, threads(int(settings.runtime["threads"])):
+    # Before the recorder touches the folder: what cannot be resumed stays as it is.
+    with opened(settings) as (states, done, state), Recorder(settings, done) as recorder, threads(int(settings.runtime["threads"])):
         strategy = strategy_of(settings, recorder)
+        strategy.federation = replace(strategy.federation, keep=states)
         weights = under(state, "global/") or build_model(settings, None).state_dict()
         if done:
             strategy.load_state_dict(under(state, "strategy/"))
@@ -39,5 +41,5 @@ def run(settings: Settings, grid: Grid) -> None:
             weights,
             first=done + 1,
             last=settings.rounds,
-            after_round=lambda round, weights: save(settings, strategy, round, weights),
+            after_round=lambda round, weights: states.after_round(round, weights, strategy),
         )

@@ -7,7 +7,7 @@ synthesizer. Several methods can be compared on the same updates; the first one'
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,12 +21,12 @@ from fedimpr import seeds
 from fedimpr.devices import placed
 from fedimpr.distillation import Distillation, Mining, mine_and_distil
 from fedimpr.ensemble import Ensemble
-from fedimpr.errors import ConfigError
+from fedimpr.errors import ConfigError, UpdateError
 from fedimpr.impressions import Bank, Source
 from fedimpr.synthesis import Synthesizer
 from fedimpr.update import Update, average
 from strategies.cohort import collect, roll_call
-from strategies.federation import Federation, alike, check_minimum, instructions, loaded, under
+from strategies.federation import UPDATES, Federation, Part, Received, alike, check_minimum, instructions, loaded, under
 from strategies.watch import Cost
 
 Weighting = Literal["uniform", "examples", "label_counts"]
@@ -91,9 +91,10 @@ class DataFree(Strategy):
             UpdateError: too few good updates.
         """
         fed, watch = self.federation, self.federation.watch
-        updates = collect(replies, self.hosts, server_round, lambda p: fed.build(p).state_dict(), self.minimum_updates, watch.excluded)
+        received = self._received(server_round, replies)
+        updates = received.updates
         members = [placed(loaded(fed.build(update.partition), update.weights), fed.device) for update in updates]
-        watch.updates(server_round, updates, members, time.monotonic() - self.started)
+        watch.updates(server_round, updates, members, received.seconds)
         if all(alike(update.weights, self.sent) for update in updates):
             start = time.monotonic()
             mean = placed(loaded(fed.build(None), average(updates)), fed.device)
@@ -105,9 +106,26 @@ class DataFree(Strategy):
         students = {name: self._student(name, ensemble, server_round) for name in self.methods}
         return ArrayRecord(next(iter(students.values())).cpu().state_dict()), MetricRecord({"updates": len(updates)})
 
+    def _received(self, round: int, replies: Iterable[Message]) -> Received:
+        """The updates that were kept of this round, or else those of the replies, which are kept from now on."""
+        fed, bad = self.federation, list[UpdateError]()
+
+        def excluded(error: UpdateError) -> None:
+            bad.append(error)
+            fed.watch.excluded(error)
+
+        if fed.keep.holds(round, UPDATES):
+            kept = Received.from_state_dict(fed.keep.load(round, UPDATES))
+            for error in kept.excluded:
+                fed.watch.excluded(error)
+            return kept
+        good = collect(replies, self.hosts, round, lambda p: fed.build(p).state_dict(), self.minimum_updates, excluded)
+        received = Received(good, bad, time.monotonic() - self.started)
+        fed.keep.save(round, UPDATES, received.state_dict())
+        return received
+
     def _student(self, name: str, ensemble: Ensemble, round: int) -> nn.Module:
         fed, method, bank = self.federation, self.methods[name], self.banks[name]
-        start = time.monotonic()
         student = placed(loaded(fed.build(None), self.sent), fed.device)
         spent = mine_and_distil(
             ensemble,
@@ -120,9 +138,10 @@ class DataFree(Strategy):
             shape=fed.shape,
             generator=seeds.generator(fed.seed, f"server/{name}", round),
             progress=lambda stage, done, total, **info: fed.watch.progress(f"{stage} {name}", done, total, **info),
+            saves=Part(fed.keep, round, f"student by {name}"),
         )
         cost = Cost(
-            seconds=time.monotonic() - start,
+            seconds=spent.mining_seconds + spent.distilling_seconds,
             images=method.mining.images,
             mining_seconds=spent.mining_seconds,
             mining_passes=spent.mining_passes,
@@ -134,7 +153,7 @@ class DataFree(Strategy):
         fed.watch.candidate(round, f"student by {name.upper()}", student, cost)
         return student
 
-    def _weights(self, updates: list[Update]) -> Tensor | None:
+    def _weights(self, updates: Sequence[Update]) -> Tensor | None:
         if self.weighting == "uniform":
             return None
         if self.weighting == "examples":
@@ -168,4 +187,5 @@ class DataFree(Strategy):
         """Take over what :meth:`state_dict` gave."""
         for name, method in self.methods.items():
             method.synthesizer.load_state_dict(under(state, f"{name}/synthesizer/"))
-            self.banks[name].load_state_dict(under(state, f"{name}/bank/"))
+            held = under(state, f"{name}/bank/")
+            self.banks[name].load_state_dict({key: value.to(self.federation.device) for key, value in held.items()})

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from strategies.data_free import DataFree
 from strategies.fedavg import FedAvg
+from strategies.federation import UPDATES
 
 Resumable = DataFree | FedAvg
 POLL = 0.05  # seconds between two looks for a reply
@@ -27,6 +28,8 @@ def run_rounds(
 ) -> dict[str, Tensor]:
     """Send, train, aggregate, for every round from ``first`` to ``last``; return the global weights.
 
+    Nothing is sent in a round whose updates are kept (:class:`~strategies.federation.Keep`).
+
     This is the loop of Flower's ``Strategy.start``, which can neither begin at a later round nor tell when one is over.
 
     Args:
@@ -40,7 +43,9 @@ def run_rounds(
     for round in range(first, last + 1):
         arrays = ArrayRecord(weights)
         messages = list(strategy.configure_train(round, arrays, ConfigRecord(), grid))
-        replies = exchange(grid, messages, strategy.timeout, strategy.federation.watch.progress)
+        # Nobody is asked twice: a run that was stopped after its clients had answered has kept their updates.
+        answered = strategy.federation.keep.holds(round, UPDATES)
+        replies = [] if answered else exchange(grid, messages, strategy.timeout, strategy.federation.watch.progress)
         aggregated, _ = strategy.aggregate_train(round, replies)
         weights = aggregated.to_torch_state_dict()
         after_round(round, weights)

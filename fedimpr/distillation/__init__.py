@@ -3,6 +3,7 @@
 from fedimpr.distillation.contrastive import ContrastiveRepresentation
 from fedimpr.distillation.distil import Distillation, Mining, Spent, mine_and_distil
 from fedimpr.distillation.objectives import LogitL1, LogitMSE, Objective, SoftDivergence, soft_divergence
+from fedimpr.distillation.resuming import Saves
 
 __all__ = [
     "ContrastiveRepresentation",
@@ -11,6 +12,7 @@ __all__ = [
     "LogitMSE",
     "Mining",
     "Objective",
+    "Saves",
     "SoftDivergence",
     "Spent",
     "mine_and_distil",

@@ -7,18 +7,16 @@ result is the student after the last step; no label of real data is ever looked 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from fedimpr import seeds
 from fedimpr.devices import accelerated, device_of
 from fedimpr.distillation.objectives import Objective
+from fedimpr.distillation.resuming import Clock, Saves, Work
 from fedimpr.errors import ConfigError, FedimprError
 from fedimpr.impressions import Bank, Source
 from fedimpr.observation import frozen, observe
@@ -121,8 +119,13 @@ def mine_and_distil(
     shape: tuple[int, int, int],
     generator: torch.Generator,
     progress: Progress = silent,
+    saves: Saves | None = None,
 ) -> Spent:
     """Train ``student`` in place.
+
+    Safe points lie after each call of the synthesizer, after each step of the student, and at the end, which is always saved. With what was
+    saved at any of them, and else the same arguments, the work goes on to the same bits; a call of the synthesizer that was not over is
+    made again.
 
     Args:
         teacher: maps images to logits; left as it was found.
@@ -135,6 +138,7 @@ def mine_and_distil(
         shape: (C, H, W).
         generator: the source of all randomness.
         progress: told after every step.
+        saves: keeps the state, and gives it back: student, synthesizer, bank and generator then become what they were.
 
     Raises:
         FedimprError: the student's loss is not finite.
@@ -144,24 +148,41 @@ def mine_and_distil(
         objective = distillation.objective.bound(teacher, student, bank, shape, generator).to(device)
     optimiser = distillation.optimiser_of([*student.parameters(), *objective.parameters()])
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, distillation.steps)
-    passes, clock, mined, loss = 0, Clock(device), 0, torch.zeros(())
+    clock = Clock(device)
+    work = Work(
+        student=student,
+        objective=objective,
+        optimiser=optimiser,
+        cosine=cosine,
+        synthesizer=synthesizer,
+        bank=bank,
+        generator=generator,
+        clock=clock,
+    )
+    if saves is not None and (saved := saves.load()):
+        work.load_state_dict(saved)
 
-    def mine(count: int, looking_at: nn.Module | None) -> None:
-        nonlocal passes, mined
-        told = _after(progress, mined, mining.images, count)
-        impressions = synthesizer.synthesize(teacher, count, generator, shape=shape, student=looking_at, progress=told)
-        bank.add(impressions, source)
-        passes, mined = passes + impressions.teacher_passes, mined + count
+    def safe_point() -> None:
+        if saves is not None and saves.due():
+            saves.save(work.state_dict())
 
-    for portion in range(mining.portions):
+    def mine(until: int, looking_at: nn.Module | None) -> None:
+        if (count := until - work.mined) <= 0:
+            return  # there already: nothing comes before the first portion, or the work goes on after this
+        told = _after(progress, work.mined, mining.images, count)
         with clock("mining"):
-            if portion == 0 and mining.before:
-                mine(mining.before, None)
-            mine(_share(mining.images - mining.before, portion, mining.portions), student)
+            impressions = synthesizer.synthesize(teacher, count, generator, shape=shape, student=looking_at, progress=told)
+            bank.add(impressions, source)
+        work.passes, work.mined = work.passes + impressions.teacher_passes, until
+        safe_point()
+
+    for portion in range(work.portion, mining.portions):
+        mine(mining.before, None)
+        mine(mining.before + _until(mining.images - mining.before, portion, mining.portions), student)
         student.train()
-        # Frozen once for the whole portion; isolated because the student may have dropout.
-        with clock("distilling"), frozen(teacher), accelerated(device), seeds.isolated(seeds.draw_seed(generator)):
-            for _ in range(_share(distillation.steps, portion, mining.portions)):
+        # Frozen once for the whole portion.
+        with clock("distilling"), frozen(teacher), accelerated(device), work.learning():
+            for _ in range(cosine.last_epoch, _until(distillation.steps, portion, mining.portions)):
                 sample = bank.sample(distillation.batch_size, generator)
                 images = distillation.views(sample.images, generator)
                 with torch.no_grad():
@@ -171,22 +192,26 @@ def mine_and_distil(
                 loss.backward()
                 optimiser.step()
                 cosine.step()
-                progress("distilling", cosine.last_epoch, distillation.steps, loss=loss.detach())
+                work.loss = loss.detach()
+                progress("distilling", cosine.last_epoch, distillation.steps, loss=work.loss)
+                safe_point()
         student.eval()
-    if not bool(loss.isfinite()):
-        value = float(loss.detach())
-        raise FedimprError("the student's loss is not finite", stage="distillation", value=value, remedy="Lower distillation.lr.")
+    if not bool(work.loss.isfinite()):
+        remedy = "Lower distillation.lr."
+        raise FedimprError("the student's loss is not finite", stage="distillation", value=float(work.loss), remedy=remedy)
+    if saves is not None:
+        saves.save(work.state_dict())
     return Spent(
-        teacher_passes=passes + distillation.steps * distillation.batch_size,
-        mining_passes=passes,
+        teacher_passes=work.passes + distillation.steps * distillation.batch_size,
+        mining_passes=work.passes,
         mining_seconds=clock.seconds["mining"],
         distilling_seconds=clock.seconds["distilling"],
     )
 
 
-def _share(total: int, portion: int, portions: int) -> int:
-    """The size of one of ``portions`` parts of ``total`` that differ by one at most."""
-    return total * (portion + 1) // portions - total * portion // portions
+def _until(total: int, portion: int, portions: int) -> int:
+    """Where a portion ends when ``total`` is cut into portions that differ by one at most."""
+    return total * (portion + 1) // portions
 
 
 def _after(progress: Progress, mined: int, images: int, count: int) -> Progress:
@@ -196,20 +221,3 @@ def _after(progress: Progress, mined: int, images: int, count: int) -> Progress:
         progress(stage, mined * total // count + done, images * total // count, **info)
 
     return told
-
-
-class Clock:
-    """Wall time by stage. On an accelerator it waits for the work of a stage to end."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Add the block's time to ``stage``."""
-        start = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -219,7 +219,7 @@ def test_what_cannot_be_resumed_stays_as_it_is(tmp_path: Path) -> None:
         run_local(tiny(tmp_path, f"resume='{tmp_path}'", methods=["di"]))
     with pytest.raises(ConfigError, match=r"resume.*differs in training.lr: 0.01 then, 0.02 now"):
         run_local(tiny(tmp_path, "training.lr=0.02", f"resume='{tmp_path}'", methods=["di"]))
-    with pytest.raises(ConfigError, match="a result folder with a finished round"):
+    with pytest.raises(ConfigError, match="the result folder of a run; this one has no readable run.json"):
         run_local(tiny(tmp_path / "new", f"resume='{tmp_path / 'nothing'}'", methods=["di"]))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
