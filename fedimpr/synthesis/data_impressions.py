@@ -50,6 +50,8 @@ class DataImpressions:
         lr: Adam's learning rate, in units of the pixel range [0, 1].
         batch_size: images optimised together.
         variant: ``"text"`` or ``"as_released"`` (see the module's text).
+        brightness: images start as uniform noise in [0, ``brightness``], in (0, 1]; thin strokes hardly
+            come out of bright noise.
         views: how images are moved before the teacher sees them in each step, so that they stay what they are when moved.
     """
 
@@ -60,10 +62,13 @@ class DataImpressions:
     lr: float
     batch_size: int
     variant: Literal["text", "as_released"]
+    brightness: float
     views: Views
 
     def __post_init__(self) -> None:
-        require(self, above_zero=("temperature", "lr", "steps", "batch_size"))
+        require(self, above_zero=("temperature", "lr", "steps", "batch_size", "brightness"))
+        if self.brightness > 1:
+            raise ConfigError("brightness", self.brightness, "a number in (0, 1]")
         if self.variant not in ("text", "as_released"):
             raise ConfigError("variant", self.variant, "'text' or 'as_released'")
 
@@ -98,7 +103,7 @@ class DataImpressions:
 
             def noise() -> None:
                 with torch.no_grad():
-                    canvas.copy_(torch.rand(canvas.shape, generator=random, device=device))
+                    canvas.copy_(self.brightness * torch.rand(canvas.shape, generator=random, device=device))
 
             def mine(batch: int, told: Told) -> Mined:
                 nonlocal canvas, adam

@@ -18,12 +18,21 @@ SCALING = {"text": "matrix", "as_released": "rows"}
 
 def method(*, betas: tuple[float, ...] = (0.1, 1.0), **changes) -> DataImpressions:
     settings = {"priors": priors(target=1.0), "temperature": 20.0, "steps": 30, "lr": 0.05, "batch_size": 16, "variant": "text"}
-    settings |= {"views": Views(**STILL), **changes}
+    settings |= {"brightness": 1.0, "views": Views(**STILL), **changes}
     return DataImpressions(**{"targets": ClassSimilarity(betas=betas, scaling=SCALING.get(settings["variant"], "rows")), **settings})
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def test_images_start_as_noise_of_the_asked_brightness() -> None:
+    """A step of next to nothing leaves the images where they started: in [0, 0.1]."""
+    mined = method(steps=1, lr=1e-9, brightness=0.1).synthesize(small_model(), 16, generator(), shape=SHAPE)
+    assert 0.09 < float(mined.images.max()) <= 0.1 + 1e-6
+    for wrong in (0.0, 1.5):
+        with pytest.raises(ConfigError, match="'brightness' is"):
+            method(brightness=wrong)
 
 
 def test_one_step_is_the_step_of_adam_on_the_softened_cross_entropy() -> None:
