@@ -37,6 +37,10 @@ def hydra_main(config: DictConfig) -> None:
             check(settings)  # here, not a quarter of a minute later in Flower
             if status := run_experiment(settings, HydraConfig.get().overrides.task):
                 failures.append(f"flwr run ended with status {status}")
+        elif settings.runtime["name"] == "ray":
+            from sim.on_ray import run_on_ray
+
+            run_on_ray(settings)
         else:
             from sim.local import run_local  # PyTorch and Flower take seconds to import: --help must not wait for them
 

@@ -1,0 +1,170 @@
+"""The runner for many clients or many machines: the server's app in this process, the clients in workers of Ray."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+# What Ray's daemons say of lost workers and nodes is long, and comes to the screen whatever is asked of them; sim/pool.py says it in one
+# line. It has to be set before Ray is imported.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+
+import ray  # noqa: E402
+from flwr.app import Context, RecordDict, UserConfig  # noqa: E402
+
+from fedimpr.errors import ConfigError, FedimprError  # noqa: E402
+from sim.config import Settings, call  # noqa: E402
+from sim.environment import QUIET  # noqa: E402
+from sim.grid import RUN_ID, SERVER_NODE  # noqa: E402
+from sim.processes import signals_wait  # noqa: E402
+from sim.ray_grid import PROJECT, RayGrid  # noqa: E402
+
+INLINE_BYTES = 500_000  # replies up to this size come with the message; LeNet-5 then takes half as long as through the object store
+REACH_SECONDS = 5.0  # for a cluster's head to answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """The settings of ``runtime=ray``.
+
+    Attributes:
+        name: ``"ray"``.
+        threads: of the server.
+        address: of a cluster; ``None`` starts Ray on this machine.
+        workers: how many; ``None`` means as many as the cluster has room for, and no more than clients.
+        cpus_per_worker: that Ray sets aside for a worker, > 0; it computes with one thread in any case.
+        gpus_per_worker: the same, >= 0, and a whole number above 1. Workers without see no GPU.
+        turn_seconds: a client's turn that takes longer is taken for hung, > 0.
+    """
+
+    name: Literal["ray"]
+    threads: int
+    address: str | None
+    workers: int | None
+    cpus_per_worker: float
+    gpus_per_worker: float
+    turn_seconds: float
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise ConfigError("threads", self.threads, "an integer >= 1")
+        if self.address is not None and not re.fullmatch(r"(ray://)?[^/\s]+:\d+", self.address):
+            # Ray's "auto" is not taken: it may attach to a Ray that another run has started for itself.
+            raise ConfigError("address", self.address, "null, host:port or ray://host:port")
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError("workers", self.workers, "null or an integer >= 1")
+        for key in ("cpus_per_worker", "turn_seconds"):
+            if not 0 < getattr(self, key) < math.inf:
+                raise ConfigError(key, getattr(self, key), "a number > 0")
+        if not 0 <= self.gpus_per_worker < math.inf or (self.gpus_per_worker > 1 and self.gpus_per_worker != int(self.gpus_per_worker)):
+            raise ConfigError("gpus_per_worker", self.gpus_per_worker, "a number in [0, 1], or a whole number: Ray gives shares of one GPU")
+
+
+def run_on_ray(settings: Settings) -> None:
+    """Run the federation of ``settings`` with Flower's apps on Ray; where Ray already runs in this process, on that.
+
+    Raises:
+        ConfigError: a setting of the runtime is out of range, or the cluster has no room for it.
+        FedimprError: the cluster cannot be reached, or what ends a run.
+    """
+    runtime: Runtime = call(Runtime, settings.runtime, "runtime")
+    if settings.device == "cuda" and not runtime.gpus_per_worker:
+        raise ConfigError("runtime.gpus_per_worker", runtime.gpus_per_worker, "a number > 0 where device=cuda")
+    run_config: UserConfig = {"settings": settings.to_json()}
+    with running(runtime.address):
+        grid = RayGrid(
+            "sim.client_app:app",
+            settings.clients,
+            run_config,
+            workers=room(runtime, ray.cluster_resources(), settings.clients),
+            cpus=runtime.cpus_per_worker,
+            gpus=runtime.gpus_per_worker,
+            turn_seconds=runtime.turn_seconds,
+            variables=variables(runtime),
+            tree=PROJECT if runtime.address is None else None,
+        )
+        with grid:
+            from sim import server_app  # takes seconds, in which the workers come up
+
+            context = Context(run_id=RUN_ID, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config=run_config)
+            server_app.app(grid, context)
+
+
+def room(runtime: Runtime, resources: Mapping[str, float], clients: int) -> int:
+    """How many workers to start on a cluster with these resources.
+
+    Raises:
+        ConfigError: there is no room for one, or not for as many as ``runtime.workers``.
+    """
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    has = f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs"
+    most = int(cpus / runtime.cpus_per_worker + 1e-9)
+    if share := runtime.gpus_per_worker:
+        most = min(most, int(gpus) * int(1 / share + 1e-9) if share <= 1 else int(gpus / share))
+    if most < 1:
+        key = "gpus_per_worker" if runtime.gpus_per_worker > gpus else "cpus_per_worker"
+        raise ConfigError(f"runtime.{key}", getattr(runtime, key), f"what leaves room for one worker; {has}")
+    if runtime.workers is not None and runtime.workers > most:
+        raise ConfigError("runtime.workers", runtime.workers, f"at most {most} of this size; {has}")
+    return min(runtime.workers or most, clients)
+
+
+def variables(runtime: Runtime) -> dict[str, str]:
+    """Environment variables of the workers."""
+    found = {**{key: os.environ.get(key, value) for key, value in QUIET.items()}, "OMP_NUM_THREADS": "1"}
+    if runtime.address is None:
+        found["PYTHONPATH"] = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    if not runtime.gpus_per_worker:
+        found["CUDA_VISIBLE_DEVICES"] = ""
+    return found
+
+
+@contextmanager
+def running(address: str | None) -> Iterator[None]:
+    """Ray for the length of the block: a cluster's, or one of our own; what already runs in this process is used and left running.
+
+    Raises:
+        FedimprError: the cluster cannot be reached.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    own: dict[str, Any] = {"include_dashboard": False, "_system_config": {"max_direct_call_object_size": INLINE_BYTES}}
+    try:
+        try:
+            if address is not None:  # Ray itself would try for minutes
+                host, _, port = address.removeprefix("ray://").rpartition(":")
+                socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
+            with _handler_kept():
+                ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else own))
+        except OSError as error:
+            remedy = "Start a cluster with `ray start --head`, or let Ray start on this machine with runtime.address=null."
+            raise FedimprError("there is no Ray cluster", stage="starting Ray", value=address, remedy=remedy) from error
+        yield
+    finally:
+        with signals_wait():
+            ray.shutdown()
+
+
+@contextmanager
+def _handler_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself; whoever handled it before does so again after the block, and is told what came inside."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as stop:
+        if stop.code == signal.SIGTERM and callable(before):
+            before(signal.SIGTERM, None)
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
