@@ -118,7 +118,7 @@ def rounds(kind: str, name: str, clients: int, content: RecordDict, settings: Se
         for _ in range(ROUNDS):
             messages = [Message(content, node, "train", group_id="1") for node in grid.get_node_ids()]
             start = time.perf_counter()
-            replies = exchange(grid, messages, 600.0, lambda *_: None)
+            replies = list(exchange(grid, messages, 600.0, lambda *_: None))
             times.append((time.perf_counter() - start) * 1e3 / clients)
             if len(replies) < clients or any(reply.has_error() for reply in replies):
                 raise RuntimeError(next((reply.error.reason for reply in replies if reply.has_error()), "too few replies"))
@@ -151,7 +151,7 @@ def first_round(settings: Settings) -> tuple[float, float]:
         up = time.perf_counter() - start
         with ray_grid("idle", CLIENTS, settings) as grid:
             content = RecordDict({"arrays": ArrayRecord({"w": torch.zeros(1000)})})
-            exchange(grid, [Message(content, node, "train") for node in grid.get_node_ids()], 600.0, lambda *_: None)
+            list(exchange(grid, [Message(content, node, "train") for node in grid.get_node_ids()], 600.0, lambda *_: None))
             return time.perf_counter() - start, up
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -57,21 +57,36 @@ class Update:
                 raise wrong(f"tensor '{name}' is not finite", bad, "Lower training.lr or look at that client's images.")
 
 
-def average(updates: Sequence[Update]) -> dict[str, Tensor]:
-    """The weights of all updates, averaged by number of examples (FedAvg; McMahan et al., AISTATS 2017, algorithm 1).
+class Average:
+    """The weights of updates of one architecture, averaged by number of examples (FedAvg; McMahan et al., AISTATS 2017, algorithm 1).
 
-    Sums run in float64 and in the order of partitions, whatever the order of ``updates``; integer buffers are rounded. One update's
-    tensor is read at a time.
-
-    Args:
-        updates: M >= 1 updates of one architecture.
+    It holds one sum, in float64, however many updates are added. The sum depends on their order in its last bits: add them in the order
+    of partitions.
     """
-    ordered = sorted(updates, key=lambda update: update.partition)
-    total = sum(update.examples for update in ordered)
-    mean: dict[str, Tensor] = {}
-    for name, first in ordered[0].weights.items():
-        sum_ = torch.zeros(first.shape, dtype=torch.float64)
-        for update in ordered:
-            sum_ += update.weights[name].double().cpu() * (update.examples / total)
-        mean[name] = (sum_ if first.is_floating_point() else sum_.round()).to(first.dtype)
-    return mean
+
+    def __init__(self) -> None:
+        self.examples = 0
+        self._sums: dict[str, Tensor] = {}
+        self._types: dict[str, torch.dtype] = {}
+
+    def add(self, update: Update) -> None:
+        """Take in one more."""
+        if not self._sums:
+            self._types = {name: tensor.dtype for name, tensor in update.weights.items()}
+            self._sums = {name: torch.zeros(tensor.shape, dtype=torch.float64) for name, tensor in update.weights.items()}
+        for name, sum_ in self._sums.items():
+            sum_.add_(update.weights[name].cpu(), alpha=update.examples)
+        self.examples += update.examples
+
+    def weights(self) -> dict[str, Tensor]:
+        """The average of what was added, one update or more, in the types of the first; integer buffers are rounded."""
+        means = {name: sum_ / self.examples for name, sum_ in self._sums.items()}
+        return {name: (mean if self._types[name].is_floating_point else mean.round()).to(self._types[name]) for name, mean in means.items()}
+
+
+def average(updates: Iterable[Update]) -> dict[str, Tensor]:
+    """The :class:`Average` of M >= 1 updates, in whatever order they come."""
+    mean = Average()
+    for update in sorted(updates, key=lambda update: update.partition):
+        mean.add(update)
+    return mean.weights()

@@ -30,7 +30,7 @@ from fedimpr.errors import ConfigError
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 # The keys at the top that decide no result: where a run is written, run, kept and resumed from.
-DECIDE_NOTHING = ("output", "resume", "runtime", "save_seconds")
+DECIDE_NOTHING = ("output", "resume", "runtime", "evaluate_clients", "save_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +41,13 @@ class Settings:
         name: of the experiment; names the result folder.
         seed: of the run.
         clients: how many.
+        cohort: how many of them take part in a round, drawn anew each time; nothing means all.
         minimum: images that every client has at least.
         rounds: federated rounds.
         send_label_counts: whether clients consent to send how many images of each class they hold.
         output: the result folder; nothing means ``results/<name>/<time>`` (see :func:`placed`).
         resume: a result folder to go on from, or nothing.
+        evaluate_clients: whether every client's model is evaluated, for the row "mean client".
         save_seconds: how old the state of a long server stage may become, >= 0, before it is saved again.
         device: ``cpu``, ``cuda`` or ``auto``.
         dataset: what :func:`fedimpr.data.load` takes, beside what models need to know of it.
@@ -62,11 +64,13 @@ class Settings:
     name: str
     seed: int
     clients: int
+    cohort: int | None
     minimum: int
     rounds: int
     send_label_counts: bool
     output: str | None
     resume: str | None
+    evaluate_clients: bool
     save_seconds: float
     device: Literal["auto", "cpu", "cuda"]
     dataset: Mapping[str, Any]
@@ -83,6 +87,8 @@ class Settings:
         for key in ("clients", "minimum", "rounds"):
             if getattr(self, key) < 1:
                 raise ConfigError(key, getattr(self, key), "an integer >= 1")
+        if self.cohort is not None and not 1 <= self.cohort <= self.clients:
+            raise ConfigError("cohort", self.cohort, f"null or an integer in [1, clients = {self.clients}]")
         if self.seed < 0:
             raise ConfigError("seed", self.seed, "an integer >= 0")
         if not self.save_seconds >= 0:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedimpr import models, seeds
 from fedimpr.data import Dataset, load
@@ -67,6 +67,16 @@ def warm_model(settings: Settings, partition: int | None) -> nn.Module:
     return model
 
 
+def reference_of(settings: Settings, partition: int | None) -> Mapping[str, Tensor]:
+    """A state dict of a partition's architecture, built once per process."""
+    return _reference(json.dumps(_architecture(settings, partition)))
+
+
+@functools.lru_cache(maxsize=16)
+def _reference(text: str) -> Mapping[str, Tensor]:
+    return models.build(**json.loads(text)).state_dict()
+
+
 @functools.lru_cache(maxsize=1)
 def _warm(text: str) -> nn.Module:
     return models.build(**json.loads(text))
@@ -95,9 +105,11 @@ def strategy_of(settings: Settings, watch: Watch) -> Resumable:
     """The strategy; those that mine get the methods and the distillation."""
     federation = Federation(
         clients=settings.clients,
+        cohort=settings.cohort,
         seed=settings.seed,
         settings=settings.to_json(),
         build=functools.partial(build_model, settings),
+        reference=functools.partial(reference_of, settings),
         shape=tuple(settings.dataset["shape"]),
         device=device_of(settings),
         watch=watch,

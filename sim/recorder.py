@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +14,7 @@ import torch
 import yaml
 from torch import nn
 
+from fedimpr.devices import placed
 from fedimpr.ensemble import Ensemble
 from fedimpr.errors import FedimprError, UpdateError
 from fedimpr.evaluation import evaluate
@@ -23,10 +23,11 @@ from fedimpr.measures import describe, drawn
 from fedimpr.models import Classifier
 from fedimpr.update import Update
 from sim.config import Settings
-from sim.federation import dataset_of, partition_of
+from sim.federation import build_model, dataset_of, device_of, partition_of
 from sim.progress import Progress, table
 from sim.results import MEASURED, NEIGHBOURS, Row, RunFolder, Sheet, Status, peak_memory_mb, read_metrics, read_rows, replace_file
 from strategies import Cost
+from strategies.federation import loaded
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Recorder:
         self.sheets: dict[str, Sheet] = {}
         self.accuracies = {name: row.accuracy for name, row in self.rows.items()}
         self.members = 0
+        self.scores: list[float] = []  # of this round's clients
         self.transfer: dict[str, float] = {}  # measures of the impressions that the next student learned from
         self.notes: list[str] = []  # on those impressions
         self.bar = Progress()
@@ -105,14 +107,22 @@ class Recorder:
         self.exclusions.append(str(error))
         self.folder.metric("excluded", client=error.client, round=error.round, reason=str(error))
 
-    def updates(self, round: int, updates: Sequence[Update], members: Sequence[nn.Module], seconds: float) -> None:
-        """Evaluate every client's model."""
-        self.members = len(updates)
-        scores = [evaluate(member, self.data.test) for member in members]
-        for update, score in zip(updates, scores, strict=True):
-            values = {**update.metrics, "test_accuracy": score.accuracy, "test_loss": score.loss}
-            self.folder.metric("client", round=round, client=update.partition, examples=update.examples, **values)
-        self._row(round, "mean client", sum(score.accuracy for score in scores) / len(scores), Cost(seconds))
+    def update(self, round: int, update: Update) -> None:
+        """Write a client's numbers down, after its model was evaluated where that is asked for."""
+        values = dict(update.metrics)
+        if self.settings.evaluate_clients:
+            model = loaded(build_model(self.settings, update.partition), update.weights)
+            score = evaluate(placed(model, device_of(self.settings)), self.data.test)
+            self.scores.append(score.accuracy)
+            values |= {"test_accuracy": score.accuracy, "test_loss": score.loss}
+        self.folder.metric("client", round=round, client=update.partition, examples=update.examples, **values)
+
+    def answered(self, round: int, updates: int, seconds: float) -> None:
+        """The mean of the clients' accuracies becomes a row."""
+        self.members = updates
+        if self.scores:
+            self._row(round, "mean client", sum(self.scores) / len(self.scores), Cost(seconds))
+            self.scores = []
 
     def candidate(self, round: int, name: str, model: nn.Module, cost: Cost) -> None:
         """Evaluate a model for all clients and keep its weights."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
+import torch
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from fedimpr import seeds
 from fedimpr.errors import FedimprError, UpdateError
 from fedimpr.update import Update
+from strategies.federation import Federation
 from strategies.records import update_from_message
 
 
@@ -51,46 +54,64 @@ def roll_call(grid: Grid, clients: int, patience: float = 60.0) -> dict[int, int
     return dict(sorted(hosts.items()))
 
 
+def cohort_of(federation: Federation, hosts: Mapping[int, int], round: int) -> dict[int, int]:
+    """The partitions that take part in a round, in order, and their nodes: all, or a cohort drawn uniformly without replacement."""
+    if federation.cohort is None:
+        return dict(hosts)
+    chosen = torch.randperm(federation.clients, generator=seeds.generator(federation.seed, "cohort", round))[: federation.cohort]
+    return {partition: hosts[partition] for partition in sorted(chosen.tolist())}
+
+
 def collect(
     replies: Iterable[Message],
-    hosts: Mapping[int, int],
+    asked: Mapping[int, int],
     round: int,
     reference: Callable[[int], Mapping[str, Tensor]],
     minimum: int,
     excluded: Callable[[UpdateError], None],
-) -> list[Update]:
+) -> Iterator[Update]:
     """The good updates of a round in the order of partitions; the others are reported and left out.
+
+    A reply that comes before its turn is held back, so replies that come in order are in memory one at a time.
 
     Args:
         replies: in any order.
-        hosts: ``{partition: node}`` of all that were asked.
+        asked: ``{partition: node}``.
         round: counted from 1.
         reference: a partition's expected state dict.
         minimum: of good updates.
         excluded: told the reason for every partition left out.
 
     Raises:
-        UpdateError: fewer than ``minimum`` good updates; the first exclusion is quoted.
+        UpdateError: after the last, if there were fewer than ``minimum``; the first exclusion is quoted.
     """
-    answers = {reply.metadata.src_node_id: reply for reply in replies}
-    good: list[Update] = []
-    bad: list[UpdateError] = []
-    for partition, node in sorted(hosts.items()):
+    good, bad = 0, list[UpdateError]()
+    for partition, reply in _in_turn(replies, asked):
         try:
-            if node not in answers:
+            if reply is None:
                 raise UpdateError(
                     "no reply in time", client=partition, round=round, stage="local training", remedy="Raise strategy.timeout."
                 )
-            update = update_from_message(answers.pop(node), partition, round)
+            update = update_from_message(reply, partition, round)
             update.check(reference(partition))
-            good.append(update)
         except UpdateError as error:
             bad.append(error)
             excluded(error)
-    if len(good) < minimum:
+        else:
+            good += 1
+            yield update
+    if good < minimum:
         raise UpdateError(
-            f"{len(good)} good updates of {len(hosts)}, below strategy.minimum_updates = {minimum}; first: {bad[0]}",
+            f"{good} good updates of {len(asked)}, below strategy.minimum_updates = {minimum}; first: {bad[0]}",
             round=round,
             stage="collecting updates",
         )
-    return good
+
+
+def _in_turn(replies: Iterable[Message], asked: Mapping[int, int]) -> Iterator[tuple[int, Message | None]]:
+    """Every partition that was asked, in order, with its reply or nothing."""
+    arriving, early = iter(replies), dict[int, Message]()
+    for partition, node in sorted(asked.items()):
+        while node not in early and (reply := next(arriving, None)) is not None:
+            early[reply.metadata.src_node_id] = reply
+        yield partition, early.pop(node, None)

@@ -25,8 +25,8 @@ from fedimpr.errors import ConfigError, UpdateError
 from fedimpr.impressions import Bank, Source
 from fedimpr.synthesis import Synthesizer
 from fedimpr.update import Update, average
-from strategies.cohort import collect, roll_call
-from strategies.federation import UPDATES, Federation, Part, Received, alike, check_minimum, instructions, loaded, under
+from strategies.cohort import cohort_of, collect, roll_call
+from strategies.federation import UPDATES, Federation, Part, Received, alike, instructions, loaded, under
 from strategies.watch import Cost
 
 Weighting = Literal["uniform", "examples", "label_counts"]
@@ -54,7 +54,7 @@ class DataFree(Strategy):
         distillation: how students learn.
         weighting: of the ensemble's members: ``"uniform"``, by number of ``"examples"``, or per class by ``"label_counts"``, which
             clients must consent to send.
-        minimum_updates: good updates below which a round fails.
+        minimum_updates: good updates below which a round fails; ``None``: as many as were asked.
         timeout: seconds to wait for the clients of a round.
     """
 
@@ -65,24 +65,25 @@ class DataFree(Strategy):
         methods: Mapping[str, Method],
         distillation: Distillation,
         weighting: Weighting,
-        minimum_updates: int,
+        minimum_updates: int | None,
         timeout: float,
     ) -> None:
         if not methods:
             raise ConfigError("synthesis", "nothing", "one method or more, e.g. synthesis=[di,cmi]")
-        check_minimum(minimum_updates, federation.clients)
         self.federation, self.methods, self.distillation = federation, dict(methods), distillation
-        self.weighting, self.minimum_updates, self.timeout = weighting, minimum_updates, timeout
+        self.weighting, self.minimum_updates, self.timeout = weighting, federation.minimum(minimum_updates), timeout
         self.banks = {name: Bank(method.mining.capacity) for name, method in methods.items()}
-        self.hosts: dict[int, int] = {}
+        self.hosts: dict[int, int] = {}  # of all clients
+        self.asked: dict[int, int] = {}  # of this round's
         self.started = time.monotonic()
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """One message a client: the global weights where it has the global architecture, the round and the settings."""
+        """One message a client of the cohort: the global weights where it has the global architecture, the round and the settings."""
         self.started = time.monotonic()
         self.hosts = self.hosts or roll_call(grid, self.federation.clients)
         self.sent = arrays.to_torch_state_dict()
-        return instructions(self.federation, self.hosts, self.sent, server_round)
+        self.asked = cohort_of(self.federation, self.hosts, server_round)
+        return instructions(self.federation, self.asked, self.sent, server_round)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
         """The round's student of the first method, and how many updates were good.
@@ -94,7 +95,9 @@ class DataFree(Strategy):
         received = self._received(server_round, replies)
         updates = received.updates
         members = [placed(loaded(fed.build(update.partition), update.weights), fed.device) for update in updates]
-        watch.updates(server_round, updates, members, received.seconds)
+        for update in updates:
+            watch.update(server_round, update)
+        watch.answered(server_round, len(updates), received.seconds)
         if all(alike(update.weights, self.sent) for update in updates):
             start = time.monotonic()
             mean = placed(loaded(fed.build(None), average(updates)), fed.device)
@@ -119,8 +122,8 @@ class DataFree(Strategy):
             for error in kept.excluded:
                 fed.watch.excluded(error)
             return kept
-        good = collect(replies, self.hosts, round, lambda p: fed.build(p).state_dict(), self.minimum_updates, excluded)
-        received = Received(good, bad, time.monotonic() - self.started)
+        good = collect(replies, self.asked, round, fed.reference, self.minimum_updates, excluded)
+        received = Received(list(good), bad, time.monotonic() - self.started)
         fed.keep.save(round, UPDATES, received.state_dict())
         return received
 

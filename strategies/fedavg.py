@@ -1,7 +1,7 @@
 """Federated averaging.
 
 McMahan, Moore, Ramage, Hampson, Aguera y Arcas: *Communication-Efficient Learning of Deep Networks from Decentralized Data*, AISTATS
-2017 (arXiv 1602.05629), algorithm 1, with every client in every round. Unlike Flower's strategy of the same name it sums in the order of
+2017 (arXiv 1602.05629), algorithm 1. Unlike Flower's strategy of the same name it sums in the order of
 partitions and in float64, so that a run repeats, and refuses to average what is not finite.
 """
 
@@ -15,9 +15,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedimpr.update import average
-from strategies.cohort import collect, roll_call
-from strategies.federation import Federation, check_minimum, instructions, loaded
+from fedimpr.update import Average
+from strategies.cohort import cohort_of, collect, roll_call
+from strategies.federation import Federation, instructions, loaded
 from strategies.watch import Cost
 
 
@@ -26,21 +26,22 @@ class FedAvg(Strategy):
 
     Args:
         federation: who takes part.
-        minimum_updates: good updates below which a round fails.
+        minimum_updates: good updates below which a round fails; ``None``: as many as were asked.
         timeout: seconds to wait for the clients of a round.
     """
 
-    def __init__(self, *, federation: Federation, minimum_updates: int, timeout: float) -> None:
-        check_minimum(minimum_updates, federation.clients)
-        self.federation, self.minimum_updates, self.timeout = federation, minimum_updates, timeout
-        self.hosts: dict[int, int] = {}
+    def __init__(self, *, federation: Federation, minimum_updates: int | None, timeout: float) -> None:
+        self.federation, self.minimum_updates, self.timeout = federation, federation.minimum(minimum_updates), timeout
+        self.hosts: dict[int, int] = {}  # of all clients
+        self.asked: dict[int, int] = {}  # of this round's
         self.started = time.monotonic()
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """One message a client: the global weights, the round and the settings."""
+        """One message a client of the round's cohort: the global weights, the round and the settings."""
         self.started = time.monotonic()
         self.hosts = self.hosts or roll_call(grid, self.federation.clients)
-        return instructions(self.federation, self.hosts, arrays.to_torch_state_dict(), server_round)
+        self.asked = cohort_of(self.federation, self.hosts, server_round)
+        return instructions(self.federation, self.asked, arrays.to_torch_state_dict(), server_round)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
         """The average of the good updates, and how many there were.
@@ -48,15 +49,17 @@ class FedAvg(Strategy):
         Raises:
             UpdateError: too few good updates.
         """
-        fed = self.federation
-        reference = fed.build(None).state_dict()
-        updates = collect(replies, self.hosts, server_round, lambda _: reference, self.minimum_updates, fed.watch.excluded)
-        members = [loaded(fed.build(None), update.weights).to(fed.device) for update in updates]
-        fed.watch.updates(server_round, updates, members, time.monotonic() - self.started)
+        fed, mean, count, watching = self.federation, Average(), 0, 0.0
+        for update in collect(replies, self.asked, server_round, lambda _: fed.reference(None), self.minimum_updates, fed.watch.excluded):
+            mean.add(update)
+            count, start = count + 1, time.monotonic()
+            fed.watch.update(server_round, update)
+            watching += time.monotonic() - start
+        fed.watch.answered(server_round, count, time.monotonic() - self.started - watching)
         start = time.monotonic()
-        weights = average(updates)
+        weights = mean.weights()
         fed.watch.candidate(server_round, "FedAvg", loaded(fed.build(None), weights).to(fed.device), Cost(time.monotonic() - start))
-        return ArrayRecord(weights), MetricRecord({"updates": len(updates)})
+        return ArrayRecord(weights), MetricRecord({"updates": count})
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """No client evaluates."""

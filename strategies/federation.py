@@ -90,9 +90,11 @@ class Federation:
 
     Attributes:
         clients: how many there are.
+        cohort: how many of them take part in a round; ``None``: all.
         seed: of the run.
         settings: the run's configuration as JSON, sent to every client.
         build: a fresh model of the architecture of a partition; ``None`` asks for the global one.
+        reference: a state dict of that architecture, of which names, shapes and types count.
         shape: (C, H, W).
         device: where the server computes.
         watch: who watches.
@@ -100,13 +102,26 @@ class Federation:
     """
 
     clients: int
+    cohort: int | None
     seed: int
     settings: str
     build: Callable[[int | None], nn.Module]
+    reference: Callable[[int | None], Mapping[str, Tensor]]
     shape: tuple[int, int, int]
     device: torch.device
     watch: Watch
     keep: Keep = field(default_factory=Nowhere)
+
+    def minimum(self, updates: int | None) -> int:
+        """The good updates below which a round fails; ``None`` asks for all of the cohort's.
+
+        Raises:
+            ConfigError: unless 1 <= minimum <= cohort.
+        """
+        most = self.clients if self.cohort is None else self.cohort
+        if updates is not None and not 1 <= updates <= most:
+            raise ConfigError("strategy.minimum_updates", updates, f"null or an integer in [1, {most}], the clients of a round")
+        return most if updates is None else updates
 
 
 @dataclass(frozen=True)
@@ -167,18 +182,12 @@ def loaded(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     return model.eval()
 
 
-def check_minimum(minimum: int, clients: int) -> None:
-    """Raise ConfigError unless 1 <= minimum <= clients."""
-    if not 1 <= minimum <= clients:
-        raise ConfigError("strategy.minimum_updates", minimum, f"an integer in [1, clients = {clients}]")
-
-
-def instructions(federation: Federation, hosts: Mapping[int, int], weights: dict[str, Tensor], round: int) -> list[Message]:
-    """One training message a host; those of the global architecture share one record."""
+def instructions(federation: Federation, asked: Mapping[int, int], weights: dict[str, Tensor], round: int) -> list[Message]:
+    """One training message a partition that is asked, by ``{partition: node}``; those of the global architecture share one record."""
     shared, bare = instruction(weights, round, federation.settings), instruction(None, round, federation.settings)
     messages = []
-    for partition, node in hosts.items():
-        content = shared if alike(federation.build(partition).state_dict(), weights) else bare
+    for partition, node in asked.items():
+        content = shared if alike(federation.reference(partition), weights) else bare
         messages.append(Message(content, node, "train", group_id=str(round)))
     return messages
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
@@ -45,28 +45,27 @@ def run_rounds(
         messages = list(strategy.configure_train(round, arrays, ConfigRecord(), grid))
         # Nobody is asked twice: a run that was stopped after its clients had answered has kept their updates.
         answered = strategy.federation.keep.holds(round, UPDATES)
-        replies = [] if answered else exchange(grid, messages, strategy.timeout, strategy.federation.watch.progress)
+        replies = () if answered else exchange(grid, messages, strategy.timeout, strategy.federation.watch.progress)
         aggregated, _ = strategy.aggregate_train(round, replies)
         weights = aggregated.to_torch_state_dict()
         after_round(round, weights)
     return weights
 
 
-def exchange(grid: Grid, messages: Sequence[Message], timeout: float, progress: Callable[..., None]) -> list[Message]:
-    """Send messages and wait for their replies, in order; the grid's ``send_and_receive``, except that one sees how far it is.
+def exchange(grid: Grid, messages: Sequence[Message], timeout: float, progress: Callable[..., None]) -> Iterator[Message]:
+    """Send messages and give out the replies in their order as they come: who sums them up needs no memory for them all.
 
     Args:
         grid: the federation.
         messages: one a client.
-        timeout: seconds; replies that have not come by then are missing from the result.
+        timeout: seconds, from the first reply that is asked for; replies that have not come by then are left out.
         progress: told after every reply.
     """
-    deadline = time.monotonic() + timeout
-    replies: list[Message] = []
+    deadline, done = time.monotonic() + timeout, 0
     progress("training clients", 0, len(messages))
     for message_id in grid.push_messages(messages):
         while not (found := list(grid.pull_messages([message_id]))) and time.monotonic() < deadline:
             time.sleep(POLL)
-        replies += found
-        progress("training clients", len(replies), len(messages))
-    return replies
+        done += len(found)
+        yield from found
+        progress("training clients", done, len(messages))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,8 +44,11 @@ class Watch(Protocol):
     def excluded(self, error: UpdateError) -> None:
         """A client's answer is left out."""
 
-    def updates(self, round: int, updates: Sequence[Update], members: Sequence[nn.Module], seconds: float) -> None:
-        """The good updates of a round and the models they make; ``seconds`` since the round's start."""
+    def update(self, round: int, update: Update) -> None:
+        """A good update; told in the order of partitions."""
+
+    def answered(self, round: int, updates: int, seconds: float) -> None:
+        """All updates of a round are in: how many were good, and how long the clients took."""
 
     def candidate(self, round: int, name: str, model: nn.Module, cost: Cost) -> None:
         """A model for all clients is ready: the average, the ensemble, or a student."""

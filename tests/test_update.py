@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedimpr.errors import UpdateError
-from fedimpr.update import Update, average
+from fedimpr.update import Average, Update, average
 
 
 def update(partition: int, weight: float, examples: int) -> Update:
@@ -19,6 +19,16 @@ def test_the_average_weighs_by_examples() -> None:
     """(1 * 1 + 3 * 4) / 4 = 3.25; the integer buffer is rounded to 3."""
     mean = average([update(0, 1.0, 1), update(1, 4.0, 3)])
     assert mean["w"].item() == 3.25 and mean["n"].item() == 3 and mean["n"].dtype == torch.int64
+
+
+def test_an_average_grows_by_one_update_at_a_time() -> None:
+    """(2 * 1 + 1 * 7) / 3 = 3 after two updates, (9 + 3 * 11) / 6 = 7 after three."""
+    mean = Average()
+    mean.add(update(0, 1.0, 2))
+    mean.add(update(1, 7.0, 1))
+    assert mean.weights()["w"].item() == 3.0
+    mean.add(update(2, 11.0, 3))
+    assert mean.weights()["w"].item() == 7.0 and mean.weights()["w"].dtype == torch.float32 and mean.examples == 6
 
 
 @given(st.lists(st.tuples(st.floats(-1e3, 1e3), st.integers(1, 50)), min_size=1, max_size=8), st.randoms())

@@ -27,7 +27,7 @@ WRONG = {
     "synthesis.di.synthesizer.variant=released": r"'synthesis.di.synthesizer.variant' is 'released'; allowed: 'text' or 'as_released'",
     "synthesis.di.mining.images=0": r"'synthesis.di.mining.images' is 0; allowed: an integer >= before \+ portions",
     "dataset.source=ftp": r"'dataset.source' is 'ftp'",
-    "strategy.minimum_updates=11": r"'strategy.minimum_updates' is 11; allowed: an integer in \[1, clients = 10\]",
+    "strategy.minimum_updates=11": r"'strategy.minimum_updates' is 11; allowed: null or an integer in \[1, 10\], the clients of a round",
     "send_label_counts=1": r"'send_label_counts' is 1; allowed: true or false",
     "client_models=[]": r"'client_models' is \[\]; allowed: null, or a list of one model or more",
     "client_models=[{name:lenet5}]": r"'client_models\[0\].options' is None; allowed: a value; it is missing",

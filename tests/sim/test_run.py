@@ -141,6 +141,24 @@ def test_fedavg_averages_by_examples(tmp_path: Path) -> None:
     assert [line["round"] for line in rounds if line["stage"] == "candidate"] == [1, 2]
 
 
+@pytest.mark.parametrize("strategy", ["fedavg", "data_free"])
+def test_a_cohort_takes_part_in_each_round(tmp_path: Path, strategy: str) -> None:
+    """Two clients of three, drawn anew each time; nobody else is trained or heard of."""
+    run_local(tiny(tmp_path, f"strategy={strategy}", "rounds=4", "cohort=2", methods=["di"]))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    cohorts = [[line["client"] for line in lines if line["stage"] == "client" and line["round"] == round] for round in (1, 2, 3, 4)]
+    assert all(len(set(cohort)) == 2 and cohort == sorted(cohort) for cohort in cohorts) and len(set(map(tuple, cohorts))) > 1
+    assert read(tmp_path, "summary.json")[0]["clients"] == 2
+
+
+def test_clients_need_not_be_evaluated(tmp_path: Path) -> None:
+    run_local(tiny(tmp_path, "strategy=fedavg", "evaluate_clients=false"))
+    assert [row["method"] for row in read(tmp_path, "summary.json")] == ["FedAvg"]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    clients = [line for line in lines if line["stage"] == "client"]
+    assert len(clients) == 3 and all("examples" in line and "test_accuracy" not in line for line in clients)
+
+
 @pytest.mark.parametrize("weighting", ["examples", "label_counts"])
 def test_the_ensemble_can_be_weighted(tmp_path: Path, weighting: str) -> None:
     consent = f"send_label_counts={str(weighting == 'label_counts').lower()}"

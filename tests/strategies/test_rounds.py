@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
+import torch
 from flwr.app import ConfigRecord, Error, Message, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fedimpr.errors import FedimprError, UpdateError
+from fedimpr.errors import ConfigError, FedimprError, UpdateError
+from fedimpr.update import Update
 from sim import _flwr
 from strategies import cohort
-from strategies.cohort import collect, roll_call
+from strategies.cohort import cohort_of, collect, roll_call
+from strategies.federation import Federation
+from strategies.records import update_to_record
 from strategies.rounds import exchange
 
 _flwr.join(1, 1)
@@ -33,7 +41,7 @@ class SlowGrid:
 
 def test_a_silent_client_costs_its_own_reply_only() -> None:
     seen: list[int] = []
-    replies = exchange(SlowGrid([0.1, None, 0.0, 0.2]), [None] * 4, 0.4, lambda stage, done, total: seen.append(done))
+    replies = list(exchange(SlowGrid([0.1, None, 0.0, 0.2]), [None] * 4, 0.4, lambda stage, done, total: seen.append(done)))
     assert replies == ["reply 0", "reply 2", "reply 3"]
     assert seen == [0, 1, 1, 2, 3]
 
@@ -44,8 +52,67 @@ def test_a_silent_client_is_named() -> None:
         UpdateError,
         match="0 good updates of 2, below strategy.minimum_updates = 1; first: client 0, round 3, local training: no reply in time",
     ):
-        collect([], {0: 11, 1: 12}, 3, lambda partition: {}, 1, bad.append)
+        list(collect([], {0: 11, 1: 12}, 3, lambda partition: {}, 1, bad.append))
     assert [error.client for error in bad] == [0, 1]
+
+
+def answered(*partitions: int) -> Iterator[Message]:
+    """Good updates of these partitions, of nodes 100 and up, one after another."""
+    for partition in partitions:
+        asked = Message(RecordDict(), 100 + partition, "train")
+        _flwr.number(asked, f"m{partition}")
+        yield Message(update_to_record(Update(partition, 1, {"w": torch.zeros(1)}, 5)), reply_to=asked)
+
+
+@given(st.permutations(range(6)))
+def test_updates_come_out_in_the_order_of_partitions(arrival: list[int]) -> None:
+    asked = {partition: 100 + partition for partition in range(6)}
+    updates = collect(answered(*arrival), asked, 1, lambda partition: {"w": torch.zeros(1)}, 6, lambda error: None)
+    assert [update.partition for update in updates] == list(range(6))
+
+
+def test_replies_in_order_are_in_memory_one_at_a_time() -> None:
+    """When an update comes out, no later reply has been asked for."""
+    seen: list[int] = []
+    watched = (seen.append(partition) or reply for partition, reply in enumerate(answered(0, 1, 2)))
+    asked = {partition: 100 + partition for partition in range(3)}
+    for update in collect(watched, asked, 1, lambda partition: {"w": torch.zeros(1)}, 3, lambda error: None):
+        assert seen == list(range(update.partition + 1))
+
+
+def federation(clients: int, cohort: int | None, seed: int = 0) -> Federation:
+    return Federation(
+        clients=clients, cohort=cohort, seed=seed, settings="", build=None, reference=None, shape=(1, 1, 1), device=torch.device("cpu"),
+        watch=None,
+    )  # type: ignore[arg-type] # fmt: skip
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.data())
+def test_a_cohort_is_drawn_without_replacement_and_repeats(clients: int, round: int, data: st.DataObject) -> None:
+    cohort = data.draw(st.integers(1, clients))
+    hosts = {partition: 100 + partition for partition in range(clients)}
+    asked = cohort_of(federation(clients, cohort), hosts, round)
+    assert len(asked) == cohort and list(asked) == sorted(asked) and asked.items() <= hosts.items()
+    assert asked == cohort_of(federation(clients, cohort), hosts, round)
+    assert cohort_of(federation(clients, None), hosts, round) == hosts
+
+
+def test_every_client_comes_as_often_as_any_other() -> None:
+    """3 of 10 in 1,000 rounds: each is expected 300 times, with a deviation of sqrt(1000 * 0.3 * 0.7) = 14.5; five of them are 73."""
+    hosts = dict.fromkeys(range(10), 0)
+    times = Counter(partition for round in range(1000) for partition in cohort_of(federation(10, 3), hosts, round))
+    assert all(abs(times[partition] - 300) < 73 for partition in hosts)
+
+
+@pytest.mark.parametrize(("cohort", "asked", "minimum"), [(None, None, 10), (4, None, 4), (4, 2, 2)])
+def test_the_minimum_is_counted_within_the_cohort(cohort: int | None, asked: int | None, minimum: int) -> None:
+    assert federation(10, cohort).minimum(asked) == minimum
+
+
+@pytest.mark.parametrize(("cohort", "asked"), [(None, 11), (4, 5), (4, 0)])
+def test_a_minimum_beyond_the_cohort_is_refused(cohort: int | None, asked: int) -> None:
+    with pytest.raises(ConfigError, match=f"'strategy.minimum_updates' is {asked}; allowed: null or an integer in .1, {cohort or 10}."):
+        federation(10, cohort).minimum(asked)
 
 
 class Registry:
