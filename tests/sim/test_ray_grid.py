@@ -18,7 +18,6 @@ import ray
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
-from safetensors.torch import load_file
 
 from fedimpr.errors import ConfigError, FedimprError, UpdateError
 from sim import server_app
@@ -27,7 +26,7 @@ from sim.local import run_local
 from sim.on_ray import Runtime, room, run_on_ray, running, variables
 from sim.ray_grid import PROJECT, RayGrid
 from tests.sim.test_flower import left_behind, linux
-from tests.sim.tiny import overrides, tiny
+from tests.sim.tiny import assert_same, overrides, tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENTS = 3
@@ -137,18 +136,6 @@ def both_up(target: RayGrid) -> set[object]:
     while len(pids) < 2 and time.monotonic() < deadline:
         pids |= {reply.content["it"]["pid"] for reply in target.send_and_receive(ask(target, "query.up"))}
     return pids
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All that a run has written, by file and name."""
-    files = sorted(folder.glob("*.safetensors"))
-    return {f"{file.stem}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
-
-
-def assert_same(one: Path, two: Path) -> None:
-    first, second = weights(one), weights(two)
-    assert first.keys() == second.keys() and first
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
 class TestWithRay:

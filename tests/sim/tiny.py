@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+
 from sim.config import CONFIGS, Settings, composed
 
 # Any method's hyper-parameters of these names are brought down to these values; a method may have others, but these decide its cost.
@@ -42,3 +45,15 @@ def overrides(*more: str, methods: list[str] = METHODS) -> list[str]:
 def tiny(output: Path, *more: str, methods: list[str] = METHODS) -> Settings:
     """:func:`overrides` composed, into a result folder."""
     return composed(overrides(f"output='{output}'", *more, methods=methods))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All that a run has written, by file and name."""
+    files = sorted(folder.glob("*.safetensors"))
+    return {f"{file.stem}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def assert_same(one: Path, two: Path) -> None:
+    first, second = weights(one), weights(two)
+    assert first.keys() == second.keys() and first
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
