@@ -78,7 +78,8 @@ class Deployment:
         certify(folder)
         (folder / "home").mkdir()
         (folder / "home" / "config.toml").write_text(
-            f'[superlink]\ndefault = "lab"\n\n[superlink.lab]\naddress = "127.0.0.1:{self.port}"\nroot-certificates = "{folder / "ca.crt"}"\n'
+            f'[superlink]\ndefault = "lab"\n\n[superlink.lab]\naddress = "127.0.0.1:{self.port}"\n'
+            f'root-certificates = "{folder / "ca.crt"}"\n'
         )
         scripts = sysconfig.get_path("scripts")
         self.environment = {
