@@ -32,7 +32,7 @@ from sim.config import Settings, call, composed, construct  # noqa: E402
 from sim.federation import build_model  # noqa: E402
 from sim.grid import LocalGrid  # noqa: E402
 from sim.ray_grid import RayGrid  # noqa: E402
-from strategies.records import instruction  # noqa: E402
+from strategies.records import Instruction  # noqa: E402
 from strategies.rounds import exchange  # noqa: E402
 
 CLIENTS, COHORTS, WORKERS, ROUNDS = 100, (10, 100, 500), 2, 7
@@ -87,7 +87,14 @@ def main() -> None:
                 content = RecordDict({"arrays": ArrayRecord({f"w{i}": torch.zeros(n) for i, n in enumerate(SIZES[size])})})
                 seen[f"{name}, {size}, {clients} clients"] = both(name, clients, content, settings)
         for cohort in cohorts:
-            content = instruction(build_model(settings, None).state_dict(), 1, settings.to_json())
+            asked = Instruction(
+                weights=dict(build_model(settings, None).state_dict()),
+                round=1,
+                settings=settings.to_json(),
+                cohort=range(cohort),
+                sums=False,
+            )
+            content = asked.to_record()
             seen[f"LeNet-5, 62 k, {cohort} clients"] = {"training": alone(settings, cohort), **both("lenet", cohort, content, settings)}
     kinds = ("training", "local", "ray")
     rows = ["| client | training | local | Ray, 2 workers |", "|---|---|---|---|"]
@@ -118,7 +125,7 @@ def rounds(kind: str, name: str, clients: int, content: RecordDict, settings: Se
         for _ in range(ROUNDS):
             messages = [Message(content, node, "train", group_id="1") for node in grid.get_node_ids()]
             start = time.perf_counter()
-            replies = list(exchange(grid, messages, 600.0, lambda *_: None))
+            replies = list(exchange(grid, messages, [1] * clients, 600.0, lambda *_: None))
             times.append((time.perf_counter() - start) * 1e3 / clients)
             if len(replies) < clients or any(reply.has_error() for reply in replies):
                 raise RuntimeError(next((reply.error.reason for reply in replies if reply.has_error()), "too few replies"))
@@ -151,7 +158,8 @@ def first_round(settings: Settings) -> tuple[float, float]:
         up = time.perf_counter() - start
         with ray_grid("idle", CLIENTS, settings) as grid:
             content = RecordDict({"arrays": ArrayRecord({"w": torch.zeros(1000)})})
-            list(exchange(grid, [Message(content, node, "train") for node in grid.get_node_ids()], 600.0, lambda *_: None))
+            messages = [Message(content, node, "train") for node in grid.get_node_ids()]
+            list(exchange(grid, messages, [1] * CLIENTS, 600.0, lambda *_: None))
             return time.perf_counter() - start, up
 
 

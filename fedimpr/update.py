@@ -37,24 +37,31 @@ class Update:
         Raises:
             UpdateError: a tensor is missing, unknown, of another shape or type, or not finite; or the number of examples is not positive.
         """
-
-        def wrong(problem: str, value: object, remedy: str) -> UpdateError:
-            return UpdateError(problem, client=self.partition, round=self.round, stage="checking the update", value=value, remedy=remedy)
-
-        same_model = "Client and server must build the same architecture: compare their config."
         if self.examples < 1:
-            raise wrong("the number of examples must be >= 1", self.examples, "A client without images must not answer.")
-        if missing := sorted(reference.keys() - self.weights.keys()):
-            raise wrong("a tensor is missing", missing[0], same_model)
-        if unknown := sorted(self.weights.keys() - reference.keys()):
-            raise wrong("a tensor is unknown", unknown[0], same_model)
-        for name, wanted in reference.items():
-            got = self.weights[name]
-            if got.shape != wanted.shape or got.dtype != wanted.dtype:
-                raise wrong(f"tensor '{name}' must be {tuple(wanted.shape)} {wanted.dtype}", (tuple(got.shape), str(got.dtype)), same_model)
-            if not bool(got.isfinite().all()):
-                bad = got[~got.isfinite()][0].item()
-                raise wrong(f"tensor '{name}' is not finite", bad, "Lower training.lr or look at that client's images.")
+            remedy = "A client without images must not answer."
+            raise self._wrong("the number of examples must be >= 1", self.examples, remedy)
+        if found := difference(self.weights, reference):
+            raise self._wrong(*found)
+
+    def _wrong(self, problem: str, value: object, remedy: str) -> UpdateError:
+        return UpdateError(problem, client=self.partition, round=self.round, stage="checking the update", value=value, remedy=remedy)
+
+
+def difference(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> tuple[str, object, str] | None:
+    """What is wrong with weights that have to be finite and of a reference's names, shapes and types: problem, value, remedy."""
+    same_model = "Client and server must build the same architecture: compare their config."
+    if missing := sorted(reference.keys() - weights.keys()):
+        return "a tensor is missing", missing[0], same_model
+    if unknown := sorted(weights.keys() - reference.keys()):
+        return "a tensor is unknown", unknown[0], same_model
+    for name, wanted in reference.items():
+        got = weights[name]
+        if got.shape != wanted.shape or got.dtype != wanted.dtype:
+            return f"tensor '{name}' must be {tuple(wanted.shape)} {wanted.dtype}", (tuple(got.shape), str(got.dtype)), same_model
+        if not bool(got.isfinite().all()):
+            bad = got[~got.isfinite()][0].item()
+            return f"tensor '{name}' is not finite", bad, "Lower training.lr or look at that client's images."
+    return None
 
 
 class Average:
@@ -66,27 +73,31 @@ class Average:
 
     def __init__(self) -> None:
         self.examples = 0
-        self._sums: dict[str, Tensor] = {}
-        self._types: dict[str, torch.dtype] = {}
+        self.sums: dict[str, Tensor] = {}
 
     def add(self, update: Update) -> None:
         """Take in one more."""
-        if not self._sums:
-            self._types = {name: tensor.dtype for name, tensor in update.weights.items()}
-            self._sums = {name: torch.zeros(tensor.shape, dtype=torch.float64) for name, tensor in update.weights.items()}
-        for name, sum_ in self._sums.items():
-            sum_.add_(update.weights[name].cpu(), alpha=update.examples)
-        self.examples += update.examples
+        self.add_sums(update.weights, update.examples, times=update.examples)
 
-    def weights(self) -> dict[str, Tensor]:
-        """The average of what was added, one update or more, in the types of the first; integer buffers are rounded."""
-        means = {name: sum_ / self.examples for name, sum_ in self._sums.items()}
-        return {name: (mean if self._types[name].is_floating_point else mean.round()).to(self._types[name]) for name, mean in means.items()}
+    def add_sums(self, sums: Mapping[str, Tensor], examples: int, *, times: int = 1) -> None:
+        """Take in what another average has summed up, ``times`` over."""
+        if not self.sums:
+            self.sums = {name: torch.zeros(tensor.shape, dtype=torch.float64) for name, tensor in sums.items()}
+        for name, sum_ in self.sums.items():
+            sum_.add_(sums[name].cpu(), alpha=times)
+        self.examples += examples
+
+    def weights(self, reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The average of what was added, one update or more, in the types of ``reference``; integer buffers are rounded."""
+        means = {name: sum_ / self.examples for name, sum_ in self.sums.items()}
+        return {
+            name: (mean if reference[name].is_floating_point() else mean.round()).to(reference[name].dtype) for name, mean in means.items()
+        }
 
 
 def average(updates: Iterable[Update]) -> dict[str, Tensor]:
     """The :class:`Average` of M >= 1 updates, in whatever order they come."""
-    mean = Average()
-    for update in sorted(updates, key=lambda update: update.partition):
+    mean, ordered = Average(), sorted(updates, key=lambda update: update.partition)
+    for update in ordered:
         mean.add(update)
-    return mean.weights()
+    return mean.weights(ordered[0].weights)

@@ -1,10 +1,11 @@
-"""The client's app: says which partition it hosts, and trains on it. The same in process, in simulation and in a deployment."""
+"""The client's app: says which place its node has, and trains the partitions there. The same in process and in a deployment."""
 
 from __future__ import annotations
 
 import functools
 import json
 import time
+from collections.abc import Iterable, Iterator
 
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
@@ -16,9 +17,10 @@ from fedimpr.training import LocalTraining
 from fedimpr.update import Update
 from sim._flwr import CLIENT_APP_RAISED
 from sim.config import Settings, construct, from_json
-from sim.federation import build_model, dataset_of, device_of, partition_of, threads, warm_model
+from sim.federation import build_model, dataset_of, device_of, partition_of, reference_of, threads, warm_model
 from sim.grid import reason
-from strategies.records import read_instruction, update_to_record
+from strategies.federation import alike
+from strategies.records import Instruction, answer_to_record
 
 app = ClientApp()
 settings_of = functools.lru_cache(maxsize=1)(from_json)  # every client of a round is sent the same text
@@ -26,22 +28,40 @@ settings_of = functools.lru_cache(maxsize=1)(from_json)  # every client of a rou
 
 @app.query()
 def who(message: Message, context: Context) -> Message:
-    """The partition that this node hosts."""
+    """The place of this node: Flower calls it the partition-id, and it is one where a node hosts one partition."""
     return Message(RecordDict({"who": ConfigRecord({"partition-id": int(context.node_config["partition-id"])})}), reply_to=message)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """The update of this node's partition, or an error reply with the reason in one line."""
+    """The updates of those partitions of this node that take part, or their sum; an error reply where there is nothing to begin with."""
     try:
-        weights, round, text = read_instruction(message.content)
-        update = train_partition(settings_of(text), int(context.node_config["partition-id"]), round, weights)
-        return Message(update_to_record(update), reply_to=message)
+        asked = Instruction.from_record(message.content)
+        settings, reasons = settings_of(asked.settings), dict[int, str]()
+        updates = train_partitions(settings, hosted(settings, int(context.node_config["partition-id"]), asked.cohort), asked, reasons)
+        return Message(answer_to_record(updates, reasons, sums=asked.sums), reply_to=message)
     except Exception as error:
         return Message(Error(CLIENT_APP_RAISED, reason(error)), reply_to=message)
 
 
-def train_partition(settings: Settings, partition: int, round: int, weights: dict[str, Tensor] | None) -> Update:
+def hosted(settings: Settings, place: int, cohort: Iterable[int]) -> list[int]:
+    """The partitions of a cohort that the node at a place hosts."""
+    return [partition for partition in cohort if partition // settings.clients_per_node == place]
+
+
+def train_partitions(settings: Settings, partitions: Iterable[int], asked: Instruction, reasons: dict[int, str]) -> Iterator[Update]:
+    """Train one partition after another; why one cannot be trained, or its update cannot be used in a sum, goes to ``reasons``."""
+    for partition in partitions:
+        try:
+            update = train_partition(settings, partition, asked.round, asked.weights)
+            if asked.sums:
+                update.check(asked.weights)
+            yield update
+        except Exception as error:
+            reasons[partition] = reason(error)
+
+
+def train_partition(settings: Settings, partition: int, round: int, weights: dict[str, Tensor]) -> Update:
     """Train a partition's model from the weights received, or from the seed's where its architecture is its own.
 
     One thread: then clients give the same weights one after another as side by side.
@@ -49,11 +69,11 @@ def train_partition(settings: Settings, partition: int, round: int, weights: dic
     start = time.perf_counter()
     with threads(1):
         data = dataset_of(settings).train.subset(partition_of(settings).indices[partition])
-        if weights is None:
-            model = build_model(settings, partition)
-        else:
+        if alike(reference_of(settings, partition), weights):
             model = warm_model(settings, partition)
             model.load_state_dict(weights)
+        else:
+            model = build_model(settings, partition)
         model.to(device_of(settings))
         metrics = _training(json.dumps(settings.training))(model, data, seeds.generator(settings.seed, "training", round, partition))
     return Update(

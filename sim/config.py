@@ -41,6 +41,7 @@ class Settings:
         name: of the experiment; names the result folder.
         seed: of the run.
         clients: how many.
+        clients_per_node: how many neighbouring partitions a node of the federation hosts; the last may host fewer.
         cohort: how many of them take part in a round, drawn anew each time; nothing means all.
         minimum: images that every client has at least.
         rounds: federated rounds.
@@ -64,6 +65,7 @@ class Settings:
     name: str
     seed: int
     clients: int
+    clients_per_node: int
     cohort: int | None
     minimum: int
     rounds: int
@@ -84,7 +86,7 @@ class Settings:
     runtime: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        for key in ("clients", "minimum", "rounds"):
+        for key in ("clients", "clients_per_node", "minimum", "rounds"):
             if getattr(self, key) < 1:
                 raise ConfigError(key, getattr(self, key), "an integer >= 1")
         if self.cohort is not None and not 1 <= self.cohort <= self.clients:
@@ -97,6 +99,11 @@ class Settings:
             raise ConfigError("client_models", [], "null, or a list of one model or more")
         if self.client_models and self.rounds > 1:
             raise ConfigError("rounds", self.rounds, "1, where clients have models of their own (client_models)")
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes host the clients."""
+        return -(-self.clients // self.clients_per_node)
 
     @property
     def folder(self) -> Path:

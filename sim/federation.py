@@ -105,6 +105,7 @@ def strategy_of(settings: Settings, watch: Watch) -> Resumable:
     """The strategy; those that mine get the methods and the distillation."""
     federation = Federation(
         clients=settings.clients,
+        clients_per_node=settings.clients_per_node,
         cohort=settings.cohort,
         seed=settings.seed,
         settings=settings.to_json(),
@@ -139,6 +140,8 @@ def check(settings: Settings) -> None:
     Raises:
         FedimprError: the first thing that is wrong.
     """
+    if settings.evaluate_clients and settings.strategy.get("partial_sums"):
+        raise ConfigError("evaluate_clients", True, "false with strategy.partial_sums=true: nobody sees a client's model then")
     construct(settings.training, "training")
     for partition in (None, *range(len(settings.client_models or ()))):
         build_model(settings, partition)

@@ -47,7 +47,7 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 def run(
     overrides: Sequence[str],
     *,
-    clients: int,
+    nodes: int,
     project: Path = PROJECT,
     cpus_per_client: int = 1,
     gpus_per_client: float = 0.0,
@@ -57,7 +57,7 @@ def run(
 
     Args:
         overrides: Hydra overrides, handed to the apps as the run config's ``overrides``.
-        clients: the number of SuperNodes.
+        nodes: the number of SuperNodes.
         project: the tree: a folder with pyproject.toml, or one that a wheel of it was installed into.
         cpus_per_client: whole CPUs that Ray sets aside for a client's turn.
         gpus_per_client: the share of a GPU that it sets aside.
@@ -70,8 +70,8 @@ def run(
         ConfigError: a number is out of range.
         FedimprError: Flower is not installed, or its SuperLink does not start.
     """
-    if clients < 1:
-        raise ConfigError("clients", clients, "an integer >= 1")
+    if nodes < 1:
+        raise ConfigError("nodes", nodes, "an integer >= 1")
     if cpus_per_client < 1 or cpus_per_client != int(cpus_per_client):
         raise ConfigError("cpus_per_client", cpus_per_client, "an integer >= 1: Flower gives whole CPUs to clients")
     if gpus_per_client < 0:
@@ -89,7 +89,7 @@ def run(
             resources = f"client-resources-num-cpus={int(cpus_per_client)} client-resources-num-gpus={float(gpus_per_client)}"
             flower = _Flower(folder, family, log)
             command = ["run", str(app), "--stream", "-c", str(folder / "run.toml")]
-            ended = flower.stream([*command, "--federation-config", f"num-supernodes={clients} {resources}"], timeout)
+            ended = flower.stream([*command, "--federation-config", f"num-supernodes={nodes} {resources}"], timeout)
             if not ended:
                 print(f"flwr run: given up after {timeout:g} s", file=sys.stderr)
                 return 124
@@ -248,7 +248,7 @@ def run_experiment(settings: Settings, overrides: Sequence[str]) -> int:
     try:
         return run(
             [*overrides, *(f"{key}='{path}'" for key, path in absolute.items())],
-            clients=settings.clients,
+            nodes=settings.nodes,
             cpus_per_client=settings.runtime["cpus_per_client"],
             gpus_per_client=settings.runtime["gpus_per_client"],
         )

@@ -16,7 +16,7 @@ from sim import _flwr
 
 RUN_ID = 1
 SERVER_NODE = 1
-FIRST_NODE = 1000  # node FIRST_NODE + i hosts partition i
+FIRST_NODE = 1000  # node FIRST_NODE + i has place i
 
 logger = logging.getLogger(__name__)
 
@@ -25,13 +25,13 @@ class OwnGrid(Grid):
     """What every grid outside Flower's own engine has: the nodes with their contexts, and numbers for messages.
 
     Args:
-        clients: the number of clients; client i has ``node_config`` ``{"partition-id": i, "num-partitions": clients}``.
+        nodes: how many; place i has ``node_config`` ``{"partition-id": i, "num-partitions": nodes}``, as in Flower's simulation.
         run_config: what every client sees as ``context.run_config``.
     """
 
-    def __init__(self, clients: int, run_config: Mapping[str, UserConfigValue]) -> None:
+    def __init__(self, nodes: int, run_config: Mapping[str, UserConfigValue]) -> None:
         self._run = _flwr.join(RUN_ID, SERVER_NODE)
-        self._contexts = make_contexts(clients, run_config)
+        self._contexts = make_contexts(nodes, run_config)
         self._ids = itertools.count(1)
 
     def set_run(self, run: _flwr.Run) -> None:
@@ -48,7 +48,7 @@ class OwnGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
-        """All nodes, in the order of their partitions."""
+        """All nodes, in the order of their places."""
         return list(self._contexts)
 
     def _numbered(self, messages: Iterable[Message]) -> dict[str, Message]:
@@ -75,7 +75,7 @@ class LocalGrid(OwnGrid):
 
     Args:
         client_app: the app that every client runs.
-        clients: see :class:`OwnGrid`.
+        nodes: see :class:`OwnGrid`.
         run_config: see :class:`OwnGrid`.
         on_reply: called as ``on_reply(done, total)`` after each reply of ``send_and_receive``.
     """
@@ -83,12 +83,12 @@ class LocalGrid(OwnGrid):
     def __init__(
         self,
         client_app: ClientApp,
-        clients: int,
+        nodes: int,
         run_config: Mapping[str, UserConfigValue],
         *,
         on_reply: Callable[[int, int], None] | None = None,
     ) -> None:
-        super().__init__(clients, run_config)
+        super().__init__(nodes, run_config)
         self._client_app, self._on_reply = client_app, on_reply
         self._waiting: dict[str, Message] = {}
 
@@ -126,17 +126,17 @@ class LocalGrid(OwnGrid):
         return replies
 
 
-def make_contexts(clients: int, run_config: Mapping[str, UserConfigValue]) -> dict[int, Context]:
-    """A fresh context for every client, by node id, in the order of the partitions."""
+def make_contexts(nodes: int, run_config: Mapping[str, UserConfigValue]) -> dict[int, Context]:
+    """A fresh context for every node, by its id, in the order of places."""
     return {
         FIRST_NODE + i: Context(
             run_id=RUN_ID,
             node_id=FIRST_NODE + i,
-            node_config={"partition-id": i, "num-partitions": clients},
+            node_config={"partition-id": i, "num-partitions": nodes},
             state=RecordDict(),
             run_config=dict(run_config),
         )
-        for i in range(clients)
+        for i in range(nodes)
     }
 
 
@@ -155,7 +155,7 @@ def answer(client_app: ClientApp, message: Message, context: Context) -> Message
             raise TypeError(f"the client app returned {type(reply).__name__}, not a Message")
         return reply
     except Exception as error:
-        logger.debug("the client of partition %s failed", context.node_config["partition-id"], exc_info=True)
+        logger.debug("the node at place %s failed", context.node_config["partition-id"], exc_info=True)
         return Message(Error(_flwr.CLIENT_APP_RAISED, reason(error)), reply_to=message)
     finally:
         message.content = content

@@ -13,4 +13,4 @@ def run_local(settings: Settings) -> None:
     """Run the federation of ``settings`` with Flower's apps on a grid in this process."""
     run_config: UserConfig = {"settings": settings.to_json()}
     context = Context(run_id=RUN_ID, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config=run_config)
-    server_app.app(LocalGrid(client_app.app, settings.clients, run_config), context)
+    server_app.app(LocalGrid(client_app.app, settings.nodes, run_config), context)

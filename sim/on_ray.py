@@ -40,7 +40,7 @@ class Runtime:
         name: ``"ray"``.
         threads: of the server.
         address: of a cluster; ``None`` starts Ray on this machine.
-        workers: how many; ``None`` means as many as the cluster has room for, and no more than clients.
+        workers: how many; ``None`` means as many as the cluster has room for, and no more than nodes.
         cpus_per_worker: that Ray sets aside for a worker, > 0; it computes with one thread in any case.
         gpus_per_worker: the same, >= 0, and a whole number above 1. Workers without see no GPU.
         turn_seconds: a client's turn that takes longer is taken for hung, > 0.
@@ -83,9 +83,9 @@ def run_on_ray(settings: Settings) -> None:
     with running(runtime.address):
         grid = RayGrid(
             "sim.client_app:app",
-            settings.clients,
+            settings.nodes,
             run_config,
-            workers=room(runtime, ray.cluster_resources(), settings.clients),
+            workers=room(runtime, ray.cluster_resources(), settings.nodes),
             cpus=runtime.cpus_per_worker,
             gpus=runtime.gpus_per_worker,
             turn_seconds=runtime.turn_seconds,
@@ -99,7 +99,7 @@ def run_on_ray(settings: Settings) -> None:
             server_app.app(grid, context)
 
 
-def room(runtime: Runtime, resources: Mapping[str, float], clients: int) -> int:
+def room(runtime: Runtime, resources: Mapping[str, float], nodes: int) -> int:
     """How many workers to start on a cluster with these resources.
 
     Raises:
@@ -115,7 +115,7 @@ def room(runtime: Runtime, resources: Mapping[str, float], clients: int) -> int:
         raise ConfigError(f"runtime.{key}", getattr(runtime, key), f"what leaves room for one worker; {has}")
     if runtime.workers is not None and runtime.workers > most:
         raise ConfigError("runtime.workers", runtime.workers, f"at most {most} of this size; {has}")
-    return min(runtime.workers or most, clients)
+    return min(runtime.workers or most, nodes)
 
 
 def variables(runtime: Runtime) -> dict[str, str]:

@@ -31,12 +31,12 @@ class Worker:
 
     Args:
         client_app: ``"module:name"`` of the app that every client runs.
-        clients: as for the grid.
+        nodes: as for the grid.
         run_config: as for the grid.
         tree: the folder that this code has to come from; ``None`` takes any.
     """
 
-    def __init__(self, client_app: str, clients: int, run_config: Mapping[str, UserConfigValue], tree: Path | None) -> None:
+    def __init__(self, client_app: str, nodes: int, run_config: Mapping[str, UserConfigValue], tree: Path | None) -> None:
         if tree not in (None, PROJECT):
             raise FedimprError("the workers import fedimpr from another folder", value=str(PROJECT), remedy="Start from another folder.")
         import torch  # by workers only: the server starts them before it imports what takes long
@@ -44,7 +44,7 @@ class Worker:
         torch.set_num_threads(1)
         module, _, name = client_app.partition(":")
         self._app = getattr(importlib.import_module(module), name)
-        self._contexts = make_contexts(clients, run_config)
+        self._contexts = make_contexts(nodes, run_config)
         self._contents: OrderedDict[Any, RecordDict] = OrderedDict()
 
     def up(self) -> None:
@@ -97,7 +97,7 @@ class RayGrid(OwnGrid):
 
     Args:
         client_app: ``"module:name"`` of the app that every client runs; workers import it.
-        clients: see :class:`sim.grid.OwnGrid`.
+        nodes: see :class:`sim.grid.OwnGrid`.
         run_config: see :class:`sim.grid.OwnGrid`.
         workers: how many, >= 1.
         cpus: that Ray sets aside for each, > 0.
@@ -110,7 +110,7 @@ class RayGrid(OwnGrid):
     def __init__(
         self,
         client_app: str,
-        clients: int,
+        nodes: int,
         run_config: Mapping[str, UserConfigValue],
         *,
         workers: int,
@@ -120,9 +120,9 @@ class RayGrid(OwnGrid):
         variables: Mapping[str, str],
         tree: Path | None,
     ) -> None:
-        super().__init__(clients, run_config)
+        super().__init__(nodes, run_config)
         actor = ray.remote(num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": dict(variables)})(Worker)
-        self._pool = Pool(lambda: actor.remote(client_app, clients, dict(run_config), tree), workers, turn_seconds)
+        self._pool = Pool(lambda: actor.remote(client_app, nodes, dict(run_config), tree), workers, turn_seconds)
         self._lines: dict[int, deque[_Letter]] = {}  # by node; the first letter of each is at work
         self._letters: dict[Turn, _Letter] = {}
         self._replies: dict[str, Message | None] = {}  # by message; nothing before the reply is there

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from flwr.app import Message, RecordDict
@@ -12,106 +12,134 @@ from torch import Tensor
 
 from fedimpr import seeds
 from fedimpr.errors import FedimprError, UpdateError
-from fedimpr.update import Update
+from fedimpr.update import difference
 from strategies.federation import Federation
-from strategies.records import update_from_message
+from strategies.records import Answer, answer_from_message
 
 
-def roll_call(grid: Grid, clients: int, patience: float = 60.0) -> dict[int, int]:
-    """Ask every node which partition it hosts; return ``{partition: node}`` in the order of partitions.
+def roll_call(grid: Grid, nodes: int, patience: float = 60.0) -> list[int]:
+    """Ask every node for its place; return the nodes' ids in the order of places.
 
     Flower numbers nodes at random in each run and registers them while the server already runs, so both the waiting and the asking are
     needed for a run to repeat.
 
     Args:
         grid: the federation.
-        clients: how many nodes must be there.
+        nodes: how many must be there.
         patience: seconds to wait for them.
 
     Raises:
-        FedimprError: too few nodes, or their partitions are not 0 ... clients - 1.
+        FedimprError: too few nodes, or their places are not 0 ... nodes - 1.
     """
     deadline = time.monotonic() + patience
-    while len(nodes := list(grid.get_node_ids())) < clients:
+    while len(there := list(grid.get_node_ids())) < nodes:
         if time.monotonic() > deadline:
             raise FedimprError(
-                f"{len(nodes)} of {clients} clients have registered", stage="roll call", remedy="Start as many nodes as 'clients'."
+                f"{len(there)} of {nodes} nodes have registered",
+                stage="roll call",
+                remedy="Start one for every clients_per_node of the 'clients'.",
             )
         time.sleep(0.02)
-    replies = grid.send_and_receive([Message(RecordDict(), node, "query") for node in nodes], timeout=patience)
+    replies = grid.send_and_receive([Message(RecordDict(), node, "query") for node in there], timeout=patience)
     hosts = {}
     for reply in replies:
         if reply.has_error():
             raise FedimprError(f"a client cannot say who it is: {reply.error.reason}", stage="roll call")
         hosts[int(reply.content.config_records["who"]["partition-id"])] = reply.metadata.src_node_id  # type: ignore[arg-type]
-    if sorted(hosts) != list(range(clients)):
+    if sorted(hosts) != list(range(nodes)):
         raise FedimprError(
-            f"the nodes must host partitions 0 to {clients - 1}, one each",
+            f"the nodes must have the places 0 to {nodes - 1}, one each",
             stage="roll call",
             value=sorted(hosts),
-            remedy="Give every node its own partition-id, and as many nodes as 'clients'.",
+            remedy="Give every node its own partition-id, and start one for every clients_per_node of the 'clients'.",
         )
-    return dict(sorted(hosts.items()))
+    return [hosts[place] for place in range(nodes)]
 
 
-def cohort_of(federation: Federation, hosts: Mapping[int, int], round: int) -> dict[int, int]:
-    """The partitions that take part in a round, in order, and their nodes: all, or a cohort drawn uniformly without replacement."""
-    if federation.cohort is None:
-        return dict(hosts)
-    chosen = torch.randperm(federation.clients, generator=seeds.generator(federation.seed, "cohort", round))[: federation.cohort]
-    return {partition: hosts[partition] for partition in sorted(chosen.tolist())}
+def cohort_of(federation: Federation, nodes: Sequence[int], round: int) -> dict[int, list[int]]:
+    """Who takes part in a round: the partitions by node, both in order. All, or a cohort drawn uniformly without replacement."""
+    chosen = list(range(federation.clients))
+    if federation.cohort is not None:
+        order = torch.randperm(federation.clients, generator=seeds.generator(federation.seed, "cohort", round))
+        chosen = sorted(order[: federation.cohort].tolist())
+    asked: dict[int, list[int]] = {}
+    for partition in chosen:
+        asked.setdefault(nodes[partition // federation.clients_per_node], []).append(partition)
+    return asked
 
 
 def collect(
     replies: Iterable[Message],
-    asked: Mapping[int, int],
+    asked: Mapping[int, Sequence[int]],
     round: int,
     reference: Callable[[int], Mapping[str, Tensor]],
     minimum: int,
     excluded: Callable[[UpdateError], None],
-) -> Iterator[Update]:
-    """The good updates of a round in the order of partitions; the others are reported and left out.
+    *,
+    sums: bool = False,
+) -> Iterator[Answer]:
+    """The nodes' answers, in the order of partitions, with the good updates of each; the others are reported and left out.
 
     A reply that comes before its turn is held back, so replies that come in order are in memory one at a time.
 
     Args:
         replies: in any order.
-        asked: ``{partition: node}``.
+        asked: partitions by node.
         round: counted from 1.
         reference: a partition's expected state dict.
         minimum: of good updates.
         excluded: told the reason for every partition left out.
+        sums: whether sums were asked for.
 
     Raises:
-        UpdateError: after the last, if there were fewer than ``minimum``; the first exclusion is quoted.
+        UpdateError: after the last, if there were fewer than ``minimum`` good updates; the first exclusion is quoted.
     """
     good, bad = 0, list[UpdateError]()
-    for partition, reply in _in_turn(replies, asked):
-        try:
-            if reply is None:
-                raise UpdateError(
-                    "no reply in time", client=partition, round=round, stage="local training", remedy="Raise strategy.timeout."
-                )
-            update = update_from_message(reply, partition, round)
-            update.check(reference(partition))
-        except UpdateError as error:
-            bad.append(error)
+    for partitions, reply in _in_turn(replies, asked):
+        answer = _checked(reply, partitions, round, reference, sums=sums)
+        for error in answer.errors:
             excluded(error)
-        else:
-            good += 1
-            yield update
+        good, bad = good + len(answer.updates), [*bad, *answer.errors][:1]
+        yield answer
     if good < minimum:
         raise UpdateError(
-            f"{good} good updates of {len(asked)}, below strategy.minimum_updates = {minimum}; first: {bad[0]}",
+            f"{good} good updates of {sum(map(len, asked.values()))}, below strategy.minimum_updates = {minimum}; first: {bad[0]}",
             round=round,
             stage="collecting updates",
         )
 
 
-def _in_turn(replies: Iterable[Message], asked: Mapping[int, int]) -> Iterator[tuple[int, Message | None]]:
-    """Every partition that was asked, in order, with its reply or nothing."""
+def _checked(
+    reply: Message | None, partitions: Sequence[int], round: int, reference: Callable[[int], Mapping[str, Tensor]], *, sums: bool
+) -> Answer:
+    """A node's answer without what cannot be used."""
+    if reply is None:
+        remedy = "Raise strategy.timeout."
+        late = [UpdateError("no reply in time", client=p, round=round, stage="local training", remedy=remedy) for p in partitions]
+        return Answer(updates=[], errors=late)
+    answer = answer_from_message(reply, partitions, round, sums=sums)
+    if answer.sum is not None:
+        doubles = {name: torch.empty_like(tensor, dtype=torch.float64, device="meta") for name, tensor in reference(partitions[0]).items()}
+        if wrong := difference(answer.sum.sums, doubles):
+            where = f"partitions {partitions[0]} to {partitions[-1]}"
+            problem, value, remedy = wrong
+            error = UpdateError(f"the sum of {where}: {problem}", round=round, stage="checking the update", value=value, remedy=remedy)
+            return Answer(updates=[], errors=[*answer.errors, error])
+        return answer
+    good, errors = [], list(answer.errors)
+    for update in answer.updates:
+        try:
+            update.check(reference(update.partition))
+            good.append(update)
+        except UpdateError as error:
+            errors.append(error)
+    return Answer(updates=good, errors=errors)
+
+
+def _in_turn(replies: Iterable[Message], asked: Mapping[int, Sequence[int]]) -> Iterator[tuple[Sequence[int], Message | None]]:
+    """The partitions of every node that was asked, in order, with its reply or nothing."""
     arriving, early = iter(replies), dict[int, Message]()
-    for partition, node in sorted(asked.items()):
+    for node, partitions in asked.items():
         while node not in early and (reply := next(arriving, None)) is not None:
             early[reply.metadata.src_node_id] = reply
-        yield partition, early.pop(node, None)
+        yield partitions, early.pop(node, None)

@@ -73,16 +73,16 @@ class DataFree(Strategy):
         self.federation, self.methods, self.distillation = federation, dict(methods), distillation
         self.weighting, self.minimum_updates, self.timeout = weighting, federation.minimum(minimum_updates), timeout
         self.banks = {name: Bank(method.mining.capacity) for name, method in methods.items()}
-        self.hosts: dict[int, int] = {}  # of all clients
-        self.asked: dict[int, int] = {}  # of this round's
+        self.nodes: list[int] = []  # in the order of places
+        self.asked: dict[int, list[int]] = {}  # this round's partitions by node
         self.started = time.monotonic()
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """One message a client of the cohort: the global weights where it has the global architecture, the round and the settings."""
+        """One message a node of the round's cohort: the global weights, the round and the settings."""
         self.started = time.monotonic()
-        self.hosts = self.hosts or roll_call(grid, self.federation.clients)
+        self.nodes = self.nodes or roll_call(grid, self.federation.nodes)
         self.sent = arrays.to_torch_state_dict()
-        self.asked = cohort_of(self.federation, self.hosts, server_round)
+        self.asked = cohort_of(self.federation, self.nodes, server_round)
         return instructions(self.federation, self.asked, self.sent, server_round)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
@@ -122,8 +122,8 @@ class DataFree(Strategy):
             for error in kept.excluded:
                 fed.watch.excluded(error)
             return kept
-        good = collect(replies, self.asked, round, fed.reference, self.minimum_updates, excluded)
-        received = Received(list(good), bad, time.monotonic() - self.started)
+        answers = collect(replies, self.asked, round, fed.reference, self.minimum_updates, excluded)
+        received = Received([update for answer in answers for update in answer.updates], bad, time.monotonic() - self.started)
         fed.keep.save(round, UPDATES, received.state_dict())
         return received
 

@@ -26,22 +26,25 @@ class FedAvg(Strategy):
 
     Args:
         federation: who takes part.
+        partial_sums: whether nodes send the sum of their clients' updates instead of each: less to send and to add up. Then nobody sees
+            an update, and the sum's last bits depend on how many clients a node hosts.
         minimum_updates: good updates below which a round fails; ``None``: as many as were asked.
         timeout: seconds to wait for the clients of a round.
     """
 
-    def __init__(self, *, federation: Federation, minimum_updates: int | None, timeout: float) -> None:
+    def __init__(self, *, federation: Federation, partial_sums: bool, minimum_updates: int | None, timeout: float) -> None:
+        self.partial_sums = partial_sums
         self.federation, self.minimum_updates, self.timeout = federation, federation.minimum(minimum_updates), timeout
-        self.hosts: dict[int, int] = {}  # of all clients
-        self.asked: dict[int, int] = {}  # of this round's
+        self.nodes: list[int] = []  # in the order of places
+        self.asked: dict[int, list[int]] = {}  # this round's partitions by node
         self.started = time.monotonic()
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """One message a client of the round's cohort: the global weights, the round and the settings."""
+        """One message a node of the round's cohort: the global weights, the round and the settings."""
         self.started = time.monotonic()
-        self.hosts = self.hosts or roll_call(grid, self.federation.clients)
-        self.asked = cohort_of(self.federation, self.hosts, server_round)
-        return instructions(self.federation, self.asked, arrays.to_torch_state_dict(), server_round)
+        self.nodes = self.nodes or roll_call(grid, self.federation.nodes)
+        self.asked = cohort_of(self.federation, self.nodes, server_round)
+        return instructions(self.federation, self.asked, arrays.to_torch_state_dict(), server_round, sums=self.partial_sums)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
         """The average of the good updates, and how many there were.
@@ -50,14 +53,26 @@ class FedAvg(Strategy):
             UpdateError: too few good updates.
         """
         fed, mean, count, watching = self.federation, Average(), 0, 0.0
-        for update in collect(replies, self.asked, server_round, lambda _: fed.reference(None), self.minimum_updates, fed.watch.excluded):
-            mean.add(update)
-            count, start = count + 1, time.monotonic()
-            fed.watch.update(server_round, update)
-            watching += time.monotonic() - start
+        for answer in collect(
+            replies,
+            self.asked,
+            server_round,
+            lambda _: fed.reference(None),
+            self.minimum_updates,
+            fed.watch.excluded,
+            sums=self.partial_sums,
+        ):
+            if answer.sum is not None:
+                mean.add_sums(answer.sum.sums, answer.sum.examples)
+            for update in answer.updates:
+                if answer.sum is None:
+                    mean.add(update)
+                count, start = count + 1, time.monotonic()
+                fed.watch.update(server_round, update)
+                watching += time.monotonic() - start
         fed.watch.answered(server_round, count, time.monotonic() - self.started - watching)
         start = time.monotonic()
-        weights = mean.weights()
+        weights = mean.weights(fed.reference(None))
         fed.watch.candidate(server_round, "FedAvg", loaded(fed.build(None), weights).to(fed.device), Cost(time.monotonic() - start))
         return ArrayRecord(weights), MetricRecord({"updates": count})
 

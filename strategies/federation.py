@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedimpr.errors import ConfigError, UpdateError
 from fedimpr.update import Update
-from strategies.records import instruction
+from strategies.records import Instruction
 from strategies.watch import Watch
 
 UPDATES = "updates"  # the part of a round that is kept first
@@ -90,6 +90,7 @@ class Federation:
 
     Attributes:
         clients: how many there are.
+        clients_per_node: how many neighbouring partitions a node hosts; the last node may host fewer.
         cohort: how many of them take part in a round; ``None``: all.
         seed: of the run.
         settings: the run's configuration as JSON, sent to every client.
@@ -102,6 +103,7 @@ class Federation:
     """
 
     clients: int
+    clients_per_node: int
     cohort: int | None
     seed: int
     settings: str
@@ -111,6 +113,11 @@ class Federation:
     device: torch.device
     watch: Watch
     keep: Keep = field(default_factory=Nowhere)
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes host the clients."""
+        return -(-self.clients // self.clients_per_node)
 
     def minimum(self, updates: int | None) -> int:
         """The good updates below which a round fails; ``None`` asks for all of the cohort's.
@@ -182,14 +189,13 @@ def loaded(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     return model.eval()
 
 
-def instructions(federation: Federation, asked: Mapping[int, int], weights: dict[str, Tensor], round: int) -> list[Message]:
-    """One training message a partition that is asked, by ``{partition: node}``; those of the global architecture share one record."""
-    shared, bare = instruction(weights, round, federation.settings), instruction(None, round, federation.settings)
-    messages = []
-    for partition, node in asked.items():
-        content = shared if alike(federation.reference(partition), weights) else bare
-        messages.append(Message(content, node, "train", group_id=str(round)))
-    return messages
+def instructions(
+    federation: Federation, asked: Mapping[int, Sequence[int]], weights: dict[str, Tensor], round: int, *, sums: bool = False
+) -> list[Message]:
+    """One training message a node that is asked, by ``{node: partitions}``; they share one record."""
+    cohort = [partition for partitions in asked.values() for partition in partitions]
+    content = Instruction(weights=weights, round=round, settings=federation.settings, cohort=cohort, sums=sums).to_record()
+    return [Message(content, node, "train", group_id=str(round)) for node in asked]
 
 
 def alike(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:

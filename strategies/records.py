@@ -1,7 +1,13 @@
-"""The one place where updates become Flower records and back."""
+"""The one place where updates become Flower records and back.
+
+A node hosts one partition or several. It gets one instruction a round, trains those of its partitions that take part, and answers with
+one record: all updates, or their sum.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,60 +15,125 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from torch import Tensor
 
 from fedimpr.errors import UpdateError
-from fedimpr.update import Update
+from fedimpr.update import Average, Update
+
+REASONS = "failed"  # the record of partitions that failed, by number, each with the reason in one line
 
 
-def instruction(weights: dict[str, Tensor] | None, round: int, settings: str) -> RecordDict:
-    """What the server sends to train: the global weights (none where a client's architecture is its own), the round and the run's
-    settings as JSON.
+@dataclass(frozen=True, kw_only=True)
+class Instruction:
+    """What the server sends to every node of a round.
+
+    Attributes:
+        weights: the global ones.
+        round: counted from 1.
+        settings: the run's, as JSON.
+        cohort: the partitions that take part, on whatever node.
+        sums: whether a node answers with the sum of its updates instead of the updates.
     """
-    config = ConfigRecord({"round": round, "settings": settings})
-    return RecordDict({"config": config} if weights is None else {"arrays": ArrayRecord(weights), "config": config})
+
+    weights: dict[str, Tensor]
+    round: int
+    settings: str
+    cohort: Sequence[int]
+    sums: bool
+
+    def to_record(self) -> RecordDict:
+        """As Flower records: ``arrays`` and ``config``."""
+        config: dict[str, Any] = {"round": self.round, "settings": self.settings, "cohort": list(self.cohort), "sums": self.sums}
+        return RecordDict({"arrays": ArrayRecord(self.weights), "config": ConfigRecord(config)})
+
+    @classmethod
+    def from_record(cls, content: RecordDict) -> Instruction:
+        """What :meth:`to_record` gave."""
+        config: Any = dict(content.config_records["config"])
+        return cls(weights=content.array_records["arrays"].to_torch_state_dict(), **config)
 
 
-def read_instruction(content: RecordDict) -> tuple[dict[str, Tensor] | None, int, str]:
-    """The three parts of :func:`instruction`."""
-    weights = content.array_records["arrays"].to_torch_state_dict() if "arrays" in content.array_records else None
-    config: Any = content.config_records["config"]
-    return weights, int(config["round"]), str(config["settings"])
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What one node sends back.
+
+    Attributes:
+        updates: the good ones, in the order of partitions; without weights where only their sum was asked for.
+        sum: of those, by number of examples; ``None`` where it was not asked for.
+        errors: why the other partitions have none.
+    """
+
+    updates: Sequence[Update]
+    sum: Average | None = None
+    errors: Sequence[UpdateError] = field(default_factory=list)
 
 
-def update_to_record(update: Update) -> RecordDict:
-    """An update as Flower records: ``arrays``, ``metrics`` with ``num-examples``, and ``label-counts`` where they are sent."""
-    metrics: dict[str, Any] = {"num-examples": update.examples, **update.metrics}
-    record = RecordDict({"arrays": ArrayRecord(update.weights), "metrics": MetricRecord(metrics)})
-    if update.label_counts is not None:
-        record["label-counts"] = MetricRecord({"counts": update.label_counts.tolist()})
+def answer_to_record(updates: Iterable[Update], reasons: Mapping[int, str], *, sums: bool) -> RecordDict:
+    """An answer as Flower records.
+
+    Of partition 3: ``metrics-3`` with ``num-examples``, ``label-counts-3`` where they are sent, and ``arrays-3``, or else one ``sum`` for
+    all. With sums, one update is held at a time.
+
+    Args:
+        updates: in the order of partitions; read one by one.
+        reasons: why a partition has none, in one line; filled while ``updates`` is read.
+        sums: whether to send the sum alone.
+    """
+    record, total = RecordDict(), Average()
+    for update in updates:
+        metrics: dict[str, Any] = {"num-examples": update.examples, **update.metrics}
+        record[f"metrics-{update.partition}"] = MetricRecord(metrics)
+        if update.label_counts is not None:
+            record[f"label-counts-{update.partition}"] = MetricRecord({"counts": update.label_counts.tolist()})
+        if sums:
+            total.add(update)
+        else:
+            record[f"arrays-{update.partition}"] = ArrayRecord(update.weights)
+    if sums:
+        record["sum"] = ArrayRecord(total.sums)
+    if reasons:
+        record[REASONS] = ConfigRecord({str(partition): reason for partition, reason in reasons.items()})
     return record
 
 
-def update_from_message(message: Message, partition: int, round: int) -> Update:
-    """The update inside a client's reply.
-
-    Raises:
-        UpdateError: the reply is an error, or a record or value is missing.
-    """
+def answer_from_message(message: Message, partitions: Sequence[int], round: int, *, sums: bool) -> Answer:
+    """The answer inside a node's reply; where it cannot be read, an error for each of the partitions that it was asked for."""
     if message.has_error():
-        raise UpdateError(
-            f"the client failed: {message.error.reason}",
-            client=partition,
-            round=round,
-            stage="local training",
-            remedy="Mend the cause, or lower strategy.minimum_updates to go on without it.",
-        )
+        return Answer(updates=[], errors=[_failed(message.error.reason, partition, round) for partition in partitions])
+    content = message.content
+    reasons: Any = dict(content.config_records[REASONS]) if REASONS in content.config_records else {}
+    updates, errors, total = list[Update](), list[UpdateError](), None
+    for partition in partitions:
+        try:
+            if (reason := reasons.get(str(partition))) is not None:
+                raise _failed(reason, partition, round)
+            updates.append(_update(content, partition, round, sums=sums))
+        except UpdateError as error:
+            errors.append(error)
+    if sums and updates:
+        total = Average()
+        try:
+            total.add_sums(content.array_records["sum"].to_torch_state_dict(), sum(update.examples for update in updates))
+        except Exception as error:
+            return Answer(updates=[], errors=[*errors, *(_unreadable(error, update.partition, round) for update in updates)])
+    return Answer(updates=updates, sum=total, errors=errors)
+
+
+def _update(content: RecordDict, partition: int, round: int, *, sums: bool) -> Update:
     try:
-        content = message.content
-        metrics: Any = dict(content.metric_records["metrics"])
-        weights = content.array_records["arrays"].to_torch_state_dict()
-        counts: Any = content.metric_records["label-counts"]["counts"] if "label-counts" in content.metric_records else None
+        metrics: Any = dict(content.metric_records[f"metrics-{partition}"])
+        weights = {} if sums else content.array_records[f"arrays-{partition}"].to_torch_state_dict()
+        key = f"label-counts-{partition}"
+        counts: Any = content.metric_records[key]["counts"] if key in content.metric_records else None
         examples = int(metrics.pop("num-examples"))
     except Exception as error:
-        raise UpdateError(
-            f"the reply cannot be read: {type(error).__name__} {error}",
-            client=partition,
-            round=round,
-            stage="reading the update",
-            remedy="Client and server must run the same release.",
-        ) from error
+        raise _unreadable(error, partition, round) from error
     scalars = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
     return Update(partition, round, weights, examples, scalars, None if counts is None else torch.tensor(counts))
+
+
+def _failed(reason: str | None, partition: int, round: int) -> UpdateError:
+    remedy = "Mend the cause, or lower strategy.minimum_updates to go on without it."
+    return UpdateError(f"the client failed: {reason}", client=partition, round=round, stage="local training", remedy=remedy)
+
+
+def _unreadable(error: Exception, partition: int, round: int) -> UpdateError:
+    problem, remedy = f"the reply cannot be read: {type(error).__name__} {error}", "Client and server must run the same release."
+    return UpdateError(problem, client=partition, round=round, stage="reading the update", remedy=remedy)

@@ -45,27 +45,40 @@ def run_rounds(
         messages = list(strategy.configure_train(round, arrays, ConfigRecord(), grid))
         # Nobody is asked twice: a run that was stopped after its clients had answered has kept their updates.
         answered = strategy.federation.keep.holds(round, UPDATES)
-        replies = () if answered else exchange(grid, messages, strategy.timeout, strategy.federation.watch.progress)
+        replies = (
+            ()
+            if answered
+            else exchange(
+                grid,
+                messages,
+                [len(partitions) for partitions in strategy.asked.values()],
+                strategy.timeout,
+                strategy.federation.watch.progress,
+            )
+        )
         aggregated, _ = strategy.aggregate_train(round, replies)
         weights = aggregated.to_torch_state_dict()
         after_round(round, weights)
     return weights
 
 
-def exchange(grid: Grid, messages: Sequence[Message], timeout: float, progress: Callable[..., None]) -> Iterator[Message]:
+def exchange(
+    grid: Grid, messages: Sequence[Message], clients: Sequence[int], timeout: float, progress: Callable[..., None]
+) -> Iterator[Message]:
     """Send messages and give out the replies in their order as they come: who sums them up needs no memory for them all.
 
     Args:
         grid: the federation.
-        messages: one a client.
+        messages: one a node.
+        clients: how many each of them asks.
         timeout: seconds, from the first reply that is asked for; replies that have not come by then are left out.
         progress: told after every reply.
     """
     deadline, done = time.monotonic() + timeout, 0
-    progress("training clients", 0, len(messages))
-    for message_id in grid.push_messages(messages):
+    progress("training clients", 0, sum(clients))
+    for message_id, asked in zip(grid.push_messages(messages), clients, strict=True):
         while not (found := list(grid.pull_messages([message_id]))) and time.monotonic() < deadline:
             time.sleep(POLL)
-        done += len(found)
+        done += asked * len(found)
         yield from found
-        progress("training clients", done, len(messages))
+        progress("training clients", done, sum(clients))

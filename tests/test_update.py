@@ -26,9 +26,11 @@ def test_an_average_grows_by_one_update_at_a_time() -> None:
     mean = Average()
     mean.add(update(0, 1.0, 2))
     mean.add(update(1, 7.0, 1))
-    assert mean.weights()["w"].item() == 3.0
+    types = {"w": torch.zeros(1), "n": torch.tensor(0)}
+    assert mean.weights(types)["w"].item() == 3.0
     mean.add(update(2, 11.0, 3))
-    assert mean.weights()["w"].item() == 7.0 and mean.weights()["w"].dtype == torch.float32 and mean.examples == 6
+    got = mean.weights(types)
+    assert got["w"].item() == 7.0 and got["w"].dtype == torch.float32 and got["n"].dtype == torch.int64 and mean.examples == 6
 
 
 @given(st.lists(st.tuples(st.floats(-1e3, 1e3), st.integers(1, 50)), min_size=1, max_size=8), st.randoms())

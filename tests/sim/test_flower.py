@@ -116,7 +116,7 @@ def test_server_and_clients_run_the_code_of_the_tree_that_was_named(
     monkeypatch.chdir(toy(tmp_path / "other", "the wrong tree"))
     project, before = toy(tmp_path / "right_one", "the right tree"), temporary()
     overrides = ["experiment=demo", "note='say \"hé\"'"]
-    assert flower.run(overrides, clients=2, project=project, timeout=120) == 0
+    assert flower.run(overrides, nodes=2, project=project, timeout=120) == 0
     out, err = capfd.readouterr()
     assert out.splitlines() == [
         'server from the right tree with ["experiment=demo", "note=\'say \\"h\\u00e9\\"\'"]',
@@ -133,7 +133,7 @@ def test_server_and_clients_run_the_code_of_the_tree_that_was_named(
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_failing_server_app_is_a_failure_with_one_line_and_a_log(tmp_path: Path, mark: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert flower.run(["raise"], clients=2, project=toy(tmp_path / "a", "here"), timeout=120) == 1
+    assert flower.run(["raise"], nodes=2, project=toy(tmp_path / "a", "here"), timeout=120) == 1
     out, err = capfd.readouterr()
     assert out == 'server from here with ["raise"]\n'
     line, place = err.splitlines()
@@ -152,7 +152,7 @@ def test_an_interrupted_run_takes_everything_along(tmp_path: Path, mark: str, nu
     before = temporary()
     code = (
         "import sys; from pathlib import Path; from sim.flower import run\n"
-        f"try: run(['wait'], clients=2, project=Path({str(toy(tmp_path / 'a', 'here'))!r}))\n"
+        f"try: run(['wait'], nodes=2, project=Path({str(toy(tmp_path / 'a', 'here'))!r}))\n"
         "except KeyboardInterrupt: sys.exit(130)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
@@ -170,16 +170,16 @@ def test_an_interrupted_run_takes_everything_along(tmp_path: Path, mark: str, nu
 
 
 def test_numbers_out_of_range_are_refused_before_anything_starts() -> None:
-    with pytest.raises(ConfigError, match="'clients' is 0; allowed: an integer >= 1"):
-        flower.run([], clients=0)
+    with pytest.raises(ConfigError, match="'nodes' is 0; allowed: an integer >= 1"):
+        flower.run([], nodes=0)
     with pytest.raises(ConfigError, match="'cpus_per_client' is 0.5; allowed: an integer >= 1"):
-        flower.run([], clients=2, cpus_per_client=0.5)  # type: ignore[arg-type]
+        flower.run([], nodes=2, cpus_per_client=0.5)  # type: ignore[arg-type]
 
 
 def test_a_folder_that_is_no_project_is_refused_and_cleaned_up(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = temporary()
     with pytest.raises(FedimprError, match="there is no pyproject.toml"):
-        flower.run([], clients=2, project=tmp_path)
+        flower.run([], nodes=2, project=tmp_path)
     Path(capfd.readouterr().err.strip().removeprefix("flwr run: the full log is ")).unlink()
     assert temporary() == before
 

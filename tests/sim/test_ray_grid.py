@@ -219,14 +219,6 @@ class TestWithRay:
         with target, pytest.raises(FedimprError, match="the workers import fedimpr from another folder"):
             target.send_and_receive(ask(target, "query.who"))
 
-    @pytest.mark.parametrize("strategy", ["fedavg", "data_free"])
-    @pytest.mark.parametrize("workers", [1, 2])
-    def test_the_weights_are_those_of_the_run_in_process(self, started: None, tmp_path: Path, strategy: str, workers: int) -> None:
-        more = ["rounds=2", f"strategy={strategy}"]
-        run_local(tiny(tmp_path / "local", *more, methods=["di"]))
-        run_on_ray(tiny(tmp_path / "ray", *more, "runtime=ray", f"runtime.workers={workers}", methods=["di"]))
-        assert_same(tmp_path / "local", tmp_path / "ray")
-
     def test_clients_with_models_of_their_own_train_the_same(self, started: None, tmp_path: Path) -> None:
         models = "client_models=[{name: lenet5, options: {batch_norm: false}}, {name: lenet5_half, options: {batch_norm: true}}]"
         run_local(tiny(tmp_path / "local", models, methods=["di"]))

@@ -19,7 +19,7 @@ from sim import _flwr
 from strategies import cohort
 from strategies.cohort import cohort_of, collect, roll_call
 from strategies.federation import Federation
-from strategies.records import update_to_record
+from strategies.records import answer_to_record
 from strategies.rounds import exchange
 
 _flwr.join(1, 1)
@@ -41,9 +41,9 @@ class SlowGrid:
 
 def test_a_silent_client_costs_its_own_reply_only() -> None:
     seen: list[int] = []
-    replies = list(exchange(SlowGrid([0.1, None, 0.0, 0.2]), [None] * 4, 0.4, lambda stage, done, total: seen.append(done)))
+    replies = list(exchange(SlowGrid([0.1, None, 0.0, 0.2]), [None] * 4, [1, 1, 3, 2], 0.4, lambda stage, done, total: seen.append(done)))
     assert replies == ["reply 0", "reply 2", "reply 3"]
-    assert seen == [0, 1, 1, 2, 3]
+    assert seen == [0, 1, 1, 4, 6]  # clients, of which the third node has three
 
 
 def test_a_silent_client_is_named() -> None:
@@ -52,7 +52,7 @@ def test_a_silent_client_is_named() -> None:
         UpdateError,
         match="0 good updates of 2, below strategy.minimum_updates = 1; first: client 0, round 3, local training: no reply in time",
     ):
-        list(collect([], {0: 11, 1: 12}, 3, lambda partition: {}, 1, bad.append))
+        list(collect([], {11: [0], 12: [1]}, 3, lambda partition: {}, 1, bad.append))
     assert [error.client for error in bad] == [0, 1]
 
 
@@ -61,28 +61,29 @@ def answered(*partitions: int) -> Iterator[Message]:
     for partition in partitions:
         asked = Message(RecordDict(), 100 + partition, "train")
         _flwr.number(asked, f"m{partition}")
-        yield Message(update_to_record(Update(partition, 1, {"w": torch.zeros(1)}, 5)), reply_to=asked)
+        yield Message(answer_to_record([Update(partition, 1, {"w": torch.zeros(1)}, 5)], {}, sums=False), reply_to=asked)
 
 
 @given(st.permutations(range(6)))
 def test_updates_come_out_in_the_order_of_partitions(arrival: list[int]) -> None:
-    asked = {partition: 100 + partition for partition in range(6)}
-    updates = collect(answered(*arrival), asked, 1, lambda partition: {"w": torch.zeros(1)}, 6, lambda error: None)
-    assert [update.partition for update in updates] == list(range(6))
+    asked = {100 + partition: [partition] for partition in range(6)}
+    answers = collect(answered(*arrival), asked, 1, lambda partition: {"w": torch.zeros(1)}, 6, lambda error: None)
+    assert [answer.updates[0].partition for answer in answers] == list(range(6))
 
 
 def test_replies_in_order_are_in_memory_one_at_a_time() -> None:
     """When an update comes out, no later reply has been asked for."""
     seen: list[int] = []
     watched = (seen.append(partition) or reply for partition, reply in enumerate(answered(0, 1, 2)))
-    asked = {partition: 100 + partition for partition in range(3)}
-    for update in collect(watched, asked, 1, lambda partition: {"w": torch.zeros(1)}, 3, lambda error: None):
-        assert seen == list(range(update.partition + 1))
+    asked = {100 + partition: [partition] for partition in range(3)}
+    for answer in collect(watched, asked, 1, lambda partition: {"w": torch.zeros(1)}, 3, lambda error: None):
+        assert seen == list(range(answer.updates[0].partition + 1))
 
 
-def federation(clients: int, cohort: int | None, seed: int = 0) -> Federation:
+def federation(clients: int, cohort: int | None, clients_per_node: int = 1) -> Federation:
     return Federation(
-        clients=clients, cohort=cohort, seed=seed, settings="", build=None, reference=None, shape=(1, 1, 1), device=torch.device("cpu"),
+        clients=clients, clients_per_node=clients_per_node, cohort=cohort, seed=0, settings="", build=None, reference=None,
+        shape=(1, 1, 1), device=torch.device("cpu"),
         watch=None,
     )  # type: ignore[arg-type] # fmt: skip
 
@@ -90,18 +91,22 @@ def federation(clients: int, cohort: int | None, seed: int = 0) -> Federation:
 @given(st.integers(1, 40), st.integers(1, 9), st.data())
 def test_a_cohort_is_drawn_without_replacement_and_repeats(clients: int, round: int, data: st.DataObject) -> None:
     cohort = data.draw(st.integers(1, clients))
-    hosts = {partition: 100 + partition for partition in range(clients)}
-    asked = cohort_of(federation(clients, cohort), hosts, round)
-    assert len(asked) == cohort and list(asked) == sorted(asked) and asked.items() <= hosts.items()
-    assert asked == cohort_of(federation(clients, cohort), hosts, round)
-    assert cohort_of(federation(clients, None), hosts, round) == hosts
+    per = data.draw(st.integers(1, clients))
+    asking = federation(clients, cohort, per)
+    nodes = list(range(100, 100 + asking.nodes))
+    asked = cohort_of(asking, nodes, round)
+    chosen = [partition for partitions in asked.values() for partition in partitions]
+    assert len(set(chosen)) == cohort and chosen == sorted(chosen)
+    assert all(node == 100 + partition // per for node, partitions in asked.items() for partition in partitions)
+    assert asked == cohort_of(asking, nodes, round)
+    everyone = cohort_of(federation(clients, None, per), nodes, round)
+    assert [partition for partitions in everyone.values() for partition in partitions] == list(range(clients)) and list(everyone) == nodes
 
 
 def test_every_client_comes_as_often_as_any_other() -> None:
     """3 of 10 in 1,000 rounds: each is expected 300 times, with a deviation of sqrt(1000 * 0.3 * 0.7) = 14.5; five of them are 73."""
-    hosts = dict.fromkeys(range(10), 0)
-    times = Counter(partition for round in range(1000) for partition in cohort_of(federation(10, 3), hosts, round))
-    assert all(abs(times[partition] - 300) < 73 for partition in hosts)
+    times = Counter(partition for round in range(1000) for partition in cohort_of(federation(10, 3, 10), [7], round)[7])
+    assert all(abs(times[partition] - 300) < 73 for partition in range(10))
 
 
 @pytest.mark.parametrize(("cohort", "asked", "minimum"), [(None, None, 10), (4, None, 4), (4, 2, 2)])
@@ -135,16 +140,16 @@ class Registry:
 
 
 def test_nodes_are_told_apart_by_their_partitions_whatever_their_numbers() -> None:
-    assert roll_call(Registry({700: 1, 5: 2, 90: 0}), 3) == {0: 90, 1: 700, 2: 5}
+    assert roll_call(Registry({700: 1, 5: 2, 90: 0}), 3) == [90, 700, 5]
 
 
 @pytest.mark.parametrize(
     ("partitions", "message"),
     [
-        ({7: 0, 8: 0}, "must host partitions 0 to 1, one each"),
-        ({7: 0, 8: 5}, "must host partitions 0 to 1, one each"),
+        ({7: 0, 8: 0}, "must have the places 0 to 1, one each"),
+        ({7: 0, 8: 5}, "must have the places 0 to 1, one each"),
         ({7: 0, 8: Error(1, "no partition-id")}, "a client cannot say who it is: no partition-id"),
-        ({7: 0}, "1 of 2 clients have registered"),
+        ({7: 0}, "1 of 2 nodes have registered"),
     ],
 )
 def test_a_wrong_roll_is_an_error(partitions: dict, message: str) -> None:
@@ -155,4 +160,4 @@ def test_a_wrong_roll_is_an_error(partitions: dict, message: str) -> None:
 def test_the_roll_call_waits_for_late_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     late = Registry({7: 0})
     monkeypatch.setattr(cohort, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: late.partitions.update({8: 1})))
-    assert roll_call(late, 2) == {0: 7, 1: 8}
+    assert roll_call(late, 2) == [7, 8]
