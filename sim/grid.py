@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfigValue
 from flwr.clientapp import ClientApp
@@ -149,7 +151,7 @@ def answer(client_app: ClientApp, message: Message, context: Context) -> Message
     """
     content = message.content
     try:
-        message.content = RecordDict({key: type(record)(dict(record)) for key, record in content.items()})  # type: ignore[arg-type]
+        message.content = RecordDict({key: _own(record) for key, record in content.items()})
         reply = client_app(message, context)
         if not isinstance(reply, Message):
             raise TypeError(f"the client app returned {type(reply).__name__}, not a Message")
@@ -159,6 +161,14 @@ def answer(client_app: ClientApp, message: Message, context: Context) -> Message
         return Message(Error(_flwr.CLIENT_APP_RAISED, reason(error)), reply_to=message)
     finally:
         message.content = content
+
+
+def _own(record: Any) -> Any:
+    """A copy of a record; what it holds is either copied or cannot change."""
+    own = type(record)()
+    for key, value in record.items():
+        own[key] = copy.copy(value)
+    return own
 
 
 def reason(error: BaseException) -> str:

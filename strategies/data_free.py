@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -27,6 +27,7 @@ from fedimpr.synthesis import Synthesizer
 from fedimpr.update import Update, average
 from strategies.cohort import cohort_of, collect, roll_call
 from strategies.federation import UPDATES, Federation, Part, Received, alike, instructions, loaded, under
+from strategies.tensors import from_arrays, to_arrays
 from strategies.watch import Cost
 
 Weighting = Literal["uniform", "examples", "label_counts"]
@@ -81,7 +82,7 @@ class DataFree(Strategy):
         """One message a node of the round's cohort: the global weights, the round and the settings."""
         self.started = time.monotonic()
         self.nodes = self.nodes or roll_call(grid, self.federation.nodes)
-        self.sent = arrays.to_torch_state_dict()
+        self.sent = from_arrays(arrays)
         self.asked = cohort_of(self.federation, self.nodes, server_round)
         return instructions(self.federation, self.asked, self.sent, server_round)
 
@@ -107,7 +108,7 @@ class DataFree(Strategy):
         ensemble = Ensemble(members, self._weights(updates)).to(fed.device)
         watch.candidate(server_round, f"{self.weighting} ensemble", ensemble, Cost(time.monotonic() - start))
         students = {name: self._student(name, ensemble, server_round) for name in self.methods}
-        return ArrayRecord(next(iter(students.values())).cpu().state_dict()), MetricRecord({"updates": len(updates)})
+        return to_arrays(next(iter(students.values())).cpu().state_dict()), MetricRecord({"updates": len(updates)})
 
     def _received(self, round: int, replies: Iterable[Message]) -> Received:
         """The updates that were kept of this round, or else those of the replies, which are kept from now on."""
@@ -123,7 +124,13 @@ class DataFree(Strategy):
                 fed.watch.excluded(error)
             return kept
         answers = collect(replies, self.asked, round, fed.reference, self.minimum_updates, excluded)
-        received = Received([update for answer in answers for update in answer.updates], bad, time.monotonic() - self.started)
+        # They stay for the whole round, and the memory that they came in may be the runner's: Ray's object store, say.
+        good = [
+            replace(update, weights={name: tensor.clone() for name, tensor in update.weights.items()})
+            for answer in answers
+            for update in answer.updates
+        ]
+        received = Received(good, bad, time.monotonic() - self.started)
         fed.keep.save(round, UPDATES, received.state_dict())
         return received
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from fedimpr.update import Average
 from strategies.cohort import cohort_of, collect, roll_call
 from strategies.federation import Federation, instructions, loaded
+from strategies.tensors import from_arrays, to_arrays
 from strategies.watch import Cost
 
 
@@ -44,7 +45,7 @@ class FedAvg(Strategy):
         self.started = time.monotonic()
         self.nodes = self.nodes or roll_call(grid, self.federation.nodes)
         self.asked = cohort_of(self.federation, self.nodes, server_round)
-        return instructions(self.federation, self.asked, arrays.to_torch_state_dict(), server_round, sums=self.partial_sums)
+        return instructions(self.federation, self.asked, from_arrays(arrays), server_round, sums=self.partial_sums)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
         """The average of the good updates, and how many there were.
@@ -74,7 +75,7 @@ class FedAvg(Strategy):
         start = time.monotonic()
         weights = mean.weights(fed.reference(None))
         fed.watch.candidate(server_round, "FedAvg", loaded(fed.build(None), weights).to(fed.device), Cost(time.monotonic() - start))
-        return ArrayRecord(weights), MetricRecord({"updates": count})
+        return to_arrays(weights), MetricRecord({"updates": count})
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """No client evaluates."""

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedimpr.errors import UpdateError
 from fedimpr.update import Average, Update
+from strategies.tensors import from_arrays, to_arrays
 
 REASONS = "failed"  # the record of partitions that failed, by number, each with the reason in one line
 
@@ -41,13 +42,13 @@ class Instruction:
     def to_record(self) -> RecordDict:
         """As Flower records: ``arrays`` and ``config``."""
         config: dict[str, Any] = {"round": self.round, "settings": self.settings, "cohort": list(self.cohort), "sums": self.sums}
-        return RecordDict({"arrays": ArrayRecord(self.weights), "config": ConfigRecord(config)})
+        return RecordDict({"arrays": to_arrays(self.weights), "config": ConfigRecord(config)})
 
     @classmethod
     def from_record(cls, content: RecordDict) -> Instruction:
         """What :meth:`to_record` gave."""
         config: Any = dict(content.config_records["config"])
-        return cls(weights=content.array_records["arrays"].to_torch_state_dict(), **config)
+        return cls(weights=from_arrays(content.array_records["arrays"]), **config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +86,9 @@ def answer_to_record(updates: Iterable[Update], reasons: Mapping[int, str], *, s
         if sums:
             total.add(update)
         else:
-            record[f"arrays-{update.partition}"] = ArrayRecord(update.weights)
+            record[f"arrays-{update.partition}"] = to_arrays(update.weights)
     if sums:
-        record["sum"] = ArrayRecord(total.sums)
+        record["sum"] = to_arrays(total.sums)
     if reasons:
         record[REASONS] = ConfigRecord({str(partition): reason for partition, reason in reasons.items()})
     return record
@@ -110,7 +111,7 @@ def answer_from_message(message: Message, partitions: Sequence[int], round: int,
     if sums and updates:
         total = Average()
         try:
-            total.add_sums(content.array_records["sum"].to_torch_state_dict(), sum(update.examples for update in updates))
+            total.add_sums(from_arrays(content.array_records["sum"]), sum(update.examples for update in updates))
         except Exception as error:
             return Answer(updates=[], errors=[*errors, *(_unreadable(error, update.partition, round) for update in updates)])
     return Answer(updates=updates, sum=total, errors=errors)
@@ -119,7 +120,7 @@ def answer_from_message(message: Message, partitions: Sequence[int], round: int,
 def _update(content: RecordDict, partition: int, round: int, *, sums: bool) -> Update:
     try:
         metrics: Any = dict(content.metric_records[f"metrics-{partition}"])
-        weights = {} if sums else content.array_records[f"arrays-{partition}"].to_torch_state_dict()
+        weights = {} if sums else from_arrays(content.array_records[f"arrays-{partition}"])
         key = f"label-counts-{partition}"
         counts: Any = content.metric_records[key]["counts"] if key in content.metric_records else None
         examples = int(metrics.pop("num-examples"))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from strategies.data_free import DataFree
 from strategies.fedavg import FedAvg
 from strategies.federation import UPDATES
+from strategies.tensors import from_arrays, to_arrays
 
 Resumable = DataFree | FedAvg
 POLL = 0.05  # seconds between two looks for a reply
@@ -41,7 +42,7 @@ def run_rounds(
         after_round: told the round and its weights, e.g. to write them down.
     """
     for round in range(first, last + 1):
-        arrays = ArrayRecord(weights)
+        arrays = to_arrays(weights)
         messages = list(strategy.configure_train(round, arrays, ConfigRecord(), grid))
         # Nobody is asked twice: a run that was stopped after its clients had answered has kept their updates.
         answered = strategy.federation.keep.holds(round, UPDATES)
@@ -57,7 +58,7 @@ def run_rounds(
             )
         )
         aggregated, _ = strategy.aggregate_train(round, replies)
-        weights = aggregated.to_torch_state_dict()
+        weights = from_arrays(aggregated)
         after_round(round, weights)
     return weights
 
