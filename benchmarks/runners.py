@@ -1,166 +1,341 @@
-"""What a client's turn costs on each runner beside the client's own work.
+"""What a client's turn costs on each runner, beside Flower's simulation and a plain loop.
 
     OMP_NUM_THREADS=1 python benchmarks/runners.py
-    python benchmarks/runners.py --tiny
+    OMP_NUM_THREADS=1 python benchmarks/runners.py --cases "idle, 1 k" "idle, 60 k"
+    OMP_NUM_THREADS=1 python benchmarks/runners.py --tiny
 
-``idle``: a client that sends the weights back as they came. ``opened``: one that makes tensors of them and packs these again, as every
-real one has to. ``LeNet-5``: the client of ``sim/client_app.py``, with 50 images of 28 x 28 in batches of 25, one epoch; ``training`` is
-the same without Flower. Milliseconds a client and round, on the wall, from the first message sent to the last reply pulled: the median of
-the rounds after the first, and the least in brackets. Ray has two workers; its first round counts from before Ray starts.
+A round is a whole one of FedAvg, ours or Flower's: from the global weights to their average. ``idle`` clients send back what they got;
+``LeNet-5`` clients train on 50 images of 28 x 28 in batches of 25, one epoch. Milliseconds a client on the wall: the median of the rounds
+after the first, which the first round has a column of its own for, in seconds from the process's start. Every number is of a process of
+its own; Ray has two workers, Flower two actors. Each case is measured beside its opponents, one after another.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import json
+import os
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from statistics import median
 from types import SimpleNamespace
+from typing import Any
 
-from sim.environment import quiet
+BEGAN = time.perf_counter()
+
+from sim.environment import quiet  # noqa: E402 - the environment must be set before PyTorch, Flower or Ray read it
 
 quiet()
 
-import torch  # noqa: E402 - the environment must be set before PyTorch, Flower or Ray read it
-from flwr.app import ArrayRecord, Context, Message, RecordDict  # noqa: E402
+import torch  # noqa: E402
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict  # noqa: E402
 from flwr.clientapp import ClientApp  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 
 from fedimpr import seeds  # noqa: E402
 from fedimpr.data import Dataset, Images  # noqa: E402
-from sim import client_app, on_ray  # noqa: E402
-from sim.config import Settings, call, composed, construct  # noqa: E402
-from sim.federation import build_model  # noqa: E402
-from sim.grid import LocalGrid  # noqa: E402
-from sim.ray_grid import RayGrid  # noqa: E402
-from strategies.records import Instruction  # noqa: E402
-from strategies.rounds import exchange  # noqa: E402
+from fedimpr.update import Update  # noqa: E402
+from sim import client_app  # noqa: E402
+from sim.config import Settings, composed, construct  # noqa: E402
+from sim.federation import build_model, strategy_of, warm_model  # noqa: E402
+from strategies.records import Instruction, answer_to_record  # noqa: E402
 
-CLIENTS, COHORTS, WORKERS, ROUNDS = 100, (10, 100, 500), 2, 7
-SIZES = {"1 k": [1000], "60 k": [6000] * 10, "2.5 M": [250_000] * 10}
-LENET = ["runtime=ray", "dataset=mnist", "model=lenet5", "training.epochs=1", "training.batch_size=25", "minimum=1", "strategy=fedavg"]
-IMAGES = 50
-APPS = {"idle": ClientApp(), "opened": ClientApp(), "lenet": ClientApp()}
-idle, opened, lenet = APPS.values()
-
-Times = dict[str, dict[str, list[float]]]
+WORKERS, ROUNDS, IMAGES = 2, 6, 50
+SIZES = {"1 k": [1000], "60 k": [6000] * 10, "10 MB": [250_000] * 10, "45 MB": [1_125_000] * 10}
+LENET = ["dataset=mnist", "model=lenet5", "training.epochs=1", "training.batch_size=25", "minimum=1", "evaluate_clients=false"]
 
 
-@idle.train()
-def returned(message: Message, context: Context) -> Message:
-    return Message(RecordDict({"arrays": message.content["arrays"]}), reply_to=message)
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Some work, and who does it.
+
+    Attributes:
+        limit: milliseconds a client that the first of ``who`` may take; nothing where it is only shown.
+        work: ``"idle"``, ``"records"`` (idle, through Flower's own records) or ``"lenet"``.
+        size: of the weights of idle clients.
+        clients: that take part in a round.
+        registered: of which they are drawn; 0: no more.
+        per_node: clients that a node hosts.
+        sums: whether nodes send sums.
+        who: ``local``, ``ray``, ``flower``, ``loop`` (training alone), ``plain ray`` (a task a client).
+    """
+
+    limit: float | None
+    work: str
+    who: tuple[str, ...]
+    clients: int = 100
+    size: str = "1 k"
+    registered: int = 0
+    per_node: int = 1
+    sums: bool = False
 
 
-@opened.train()
-def repacked(message: Message, context: Context) -> Message:
-    return Message(RecordDict({"arrays": ArrayRecord(message.content.array_records["arrays"].to_torch_state_dict())}), reply_to=message)
+CASES = {
+    "idle, 1 k": Case(limit=0.3, work="idle", who=("local", "flower")),
+    "idle, 60 k": Case(limit=0.3, work="idle", size="60 k", who=("local", "flower")),
+    "idle, 1 k, 100 of 10,000": Case(limit=None, work="idle", registered=10_000, who=("local",)),
+    "idle, 10 MB, through records": Case(limit=5.0, work="records", size="10 MB", clients=20, who=("local", "flower")),
+    "idle, 10 MB, as tensors": Case(limit=1.0, work="idle", size="10 MB", clients=20, who=("local",)),
+    "idle, 10 MB, on Ray": Case(limit=12.0, work="idle", size="10 MB", clients=20, who=("ray", "plain ray")),
+    "idle, 10 MB, on Ray, sums of 50": Case(limit=1.0, work="idle", size="10 MB", per_node=50, sums=True, who=("ray",)),
+    "idle, 45 MB, on Ray": Case(limit=60.0, work="idle", size="45 MB", clients=10, who=("ray", "flower")),
+    **{
+        f"LeNet-5, {n} clients": Case(
+            limit=None if n == 10 else 4.0, work="lenet", clients=n, per_node=p, who=("ray", "local", "loop", "flower")
+        )
+        for n, p in ((10, 1), (100, 5), (500, 25))
+    },
+}
 
 
-@lenet.train()
+def repeated(message: Message, context: Context) -> Message:
+    """The weights as they came, as the answer of all clients of the node."""
+    asked = Instruction.from_record(message.content)
+    settings = client_app.settings_of(asked.settings)
+    partitions = client_app.hosted(settings, int(context.node_config["partition-id"]), asked.cohort)
+    updates = (Update(partition, asked.round, asked.weights, 1) for partition in partitions)
+    return Message(answer_to_record(updates, {}, sums=asked.sums), reply_to=message)
+
+
+def rewritten(message: Message, context: Context) -> Message:
+    """The same, read and written by Flower's own records."""
+    asked = Instruction.from_record(message.content)
+    place = int(context.node_config["partition-id"])
+    record = answer_to_record([Update(place, asked.round, {}, 1)], {}, sums=False)
+    record[f"arrays-{place}"] = ArrayRecord(message.content.array_records["arrays"].to_torch_state_dict())
+    return Message(record, reply_to=message)
+
+
 def trained(message: Message, context: Context) -> Message:
-    client_app.dataset_of, client_app.partition_of = lambda settings: DATA, lambda settings: SHARDS
+    """The library's client on a data set of noise."""
+    client_app.dataset_of, client_app.partition_of = lambda settings: noise(), lambda settings: shards()
     return client_app.train(message, context)
 
 
-def noise(count: int) -> Images:
+def for_flower(message: Message, context: Context) -> Message:
+    """What Flower's own FedAvg takes from an idle client, or from one that trains as ours does."""
+    arrays = message.content.array_records["arrays"]
+    if "settings" in (config := message.content.config_records.get("config", {})):
+        settings = client_app.settings_of(str(config["settings"]))
+        model = warm_model(settings, None)
+        model.load_state_dict(arrays.to_torch_state_dict())
+        part = shards().indices[int(context.node_config["partition-id"])]
+        torch.set_num_threads(1)
+        training(json.dumps(settings.training))(model, noise().train.subset(part), seeds.generator(0, "training"))
+        arrays = ArrayRecord(model.state_dict())
+    return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
+
+
+APPS = {"idle": ClientApp(), "records": ClientApp(), "lenet": ClientApp(), "flower": ClientApp()}
+for name, train in (("idle", repeated), ("records", rewritten), ("lenet", trained), ("flower", for_flower)):
+    APPS[name].train()(train)
+    APPS[name].query()(client_app.who)
+idle, records, lenet = APPS["idle"], APPS["records"], APPS["lenet"]
+
+
+@functools.cache
+def noise() -> Dataset:
     """Random pixels: how long training takes does not depend on them."""
-    generator = torch.Generator().manual_seed(0)
+    generator, count = torch.Generator().manual_seed(0), IMAGES * 500
     pixels = torch.randint(256, (count, 1, 28, 28), generator=generator, dtype=torch.uint8)
-    return Images(pixels, torch.randint(10, (count,), generator=generator), tuple("0123456789"))
+    return Dataset("noise", Images(pixels, torch.randint(10, (count,), generator=generator), tuple("0123456789")), None)  # type: ignore[arg-type]
 
 
-DATA = Dataset("noise", noise(IMAGES * max(COHORTS)), noise(1))
-SHARDS = SimpleNamespace(indices=torch.arange(len(DATA.train)).split(IMAGES))
+@functools.cache
+def shards() -> Any:
+    return SimpleNamespace(indices=torch.arange(len(noise().train)).split(IMAGES))
+
+
+@functools.cache
+def training(text: str) -> Any:
+    """Local training from its settings as JSON."""
+    return construct(json.loads(text), "training")
+
+
+class Nobody:
+    """A watch that looks at nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
+class Holder(nn.Module):
+    """A model that is only its weights."""
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        super().__init__()
+        for name, tensor in weights.items():
+            self.register_buffer(name, tensor.clone())
+
+
+def settings_of(case: Case) -> Settings:
+    registered = case.registered or case.clients
+    asked = [f"clients={registered}", f"cohort={case.clients}", f"clients_per_node={case.per_node}", f"strategy.partial_sums={case.sums}"]
+    return composed([*LENET, "strategy=fedavg", *asked])
+
+
+def weights_of(case: Case, settings: Settings) -> dict[str, Tensor]:
+    if case.work == "lenet":
+        return build_model(settings, None).state_dict()
+    return {f"w{i}": torch.zeros(n) for i, n in enumerate(SIZES[case.size])}
+
+
+def ours(case: Case, who: str) -> list[float]:
+    """Seconds from the process's start to the end of each round."""
+    settings = settings_of(case)
+    weights = weights_of(case, settings)
+    strategy = strategy_of(settings, Nobody())  # type: ignore[arg-type]
+    if case.work != "lenet":
+        strategy.federation = replace(strategy.federation, build=lambda _: Holder(weights), reference=lambda _: weights)
+    ends: list[float] = []
+    with ExitStack() as stack:
+        if who == "local":
+            from sim.grid import LocalGrid
+
+            grid: Any = LocalGrid(APPS[case.work], settings.nodes, {})
+        else:
+            from sim import on_ray
+            from sim.config import call
+            from sim.ray_grid import RayGrid
+
+            runtime = call(on_ray.Runtime, composed(["runtime=ray"]).runtime, "runtime")
+            size = {"workers": WORKERS, "cpus": 1, "gpus": 0, "turn_seconds": 600.0}
+            stack.enter_context(on_ray.running(None))
+            grid = stack.enter_context(
+                RayGrid(f"runners:{case.work}", settings.nodes, {}, **size, variables=on_ray.variables(runtime), tree=None)
+            )
+        from strategies.rounds import run_rounds
+
+        after = lambda *_: ends.append(time.perf_counter() - BEGAN)  # noqa: E731
+        run_rounds(strategy, grid, weights, first=1, last=ROUNDS, after_round=after)
+    return ends
+
+
+def flowers(case: Case, who: str) -> list[float]:
+    """The same of Flower's own FedAvg in Flower's simulation, one SuperNode a client."""
+    from flwr.app import ConfigRecord
+    from flwr.serverapp import ServerApp
+    from flwr.serverapp.strategy import FedAvg
+    from flwr.simulation import run_simulation
+
+    settings, ends = settings_of(case), list[float]()
+    weights = weights_of(case, settings)
+
+    class Timed(FedAvg):
+        def aggregate_train(self, server_round, replies):  # type: ignore[no-untyped-def]
+            result = super().aggregate_train(server_round, replies)
+            ends.append(time.perf_counter() - BEGAN)
+            return result
+
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Any, context: Context) -> None:
+        while len(list(grid.get_node_ids())) < case.clients:
+            time.sleep(0.01)
+        config = ConfigRecord({"settings": settings.to_json()} if case.work == "lenet" else {})
+        strategy = Timed(fraction_evaluate=0.0, min_train_nodes=case.clients, min_available_nodes=case.clients)
+        strategy.start(grid, ArrayRecord(weights), num_rounds=ROUNDS, train_config=config)
+
+    resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": WORKERS, "log_to_driver": False}}
+    run_simulation(server, APPS["flower"], num_supernodes=case.clients, backend_config=resources)  # type: ignore[arg-type]
+    return ends
+
+
+def loop(case: Case, who: str) -> list[float]:
+    """Training alone, one client after another."""
+    settings, ends = settings_of(case), list[float]()
+    model, local, data = (
+        build_model(settings, None),
+        training(json.dumps(settings.training)),
+        [noise().train.subset(part) for part in shards().indices],
+    )
+    for _ in range(ROUNDS):
+        for part in data[: case.clients]:
+            local(model, part, seeds.generator(0, "training"))
+        ends.append(time.perf_counter() - BEGAN)
+    return ends
+
+
+def plain_ray(case: Case, who: str) -> list[float]:
+    """A task a client that returns its weights; no Flower, no strategy, no supervision."""
+    import ray
+
+    ray.init("local", num_cpus=WORKERS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    task = ray.remote(lambda weights: {name: array + 0 for name, array in weights.items()})
+    weights, ends = {name: tensor.numpy() for name, tensor in weights_of(case, settings_of(case)).items()}, list[float]()
+    for _ in range(ROUNDS):
+        shared = ray.put(weights)
+        total = {name: array.astype("float64") * 0 for name, array in weights.items()}
+        for ref in [task.remote(shared) for _ in range(case.clients)]:
+            for name, array in ray.get(ref).items():
+                total[name] += array
+        ends.append(time.perf_counter() - BEGAN)
+    ray.shutdown()
+    return ends
+
+
+RUNNERS = {"local": ours, "ray": ours, "flower": flowers, "loop": loop, "plain ray": plain_ray}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="ten clients of a kind, written nowhere but to the screen")
-    tiny = parser.parse_args().tiny
-    torch.set_num_threads(1)
-    sizes, cohorts, clients = (["1 k"], COHORTS[:1], 10) if tiny else (list(SIZES), COHORTS, CLIENTS)
-    settings = composed(LENET)
-    first, first_of_all = first_round(settings)
-    seen: Times = {}
-    with on_ray.running(None):
-        for name in ("idle", "opened"):
-            for size in sizes:
-                content = RecordDict({"arrays": ArrayRecord({f"w{i}": torch.zeros(n) for i, n in enumerate(SIZES[size])})})
-                seen[f"{name}, {size}, {clients} clients"] = both(name, clients, content, settings)
-        for cohort in cohorts:
-            asked = Instruction(
-                weights=dict(build_model(settings, None).state_dict()),
-                round=1,
-                settings=settings.to_json(),
-                cohort=range(cohort),
-                sums=False,
-            )
-            content = asked.to_record()
-            seen[f"LeNet-5, 62 k, {cohort} clients"] = {"training": alone(settings, cohort), **both("lenet", cohort, content, settings)}
-    kinds = ("training", "local", "ray")
-    rows = ["| client | training | local | Ray, 2 workers |", "|---|---|---|---|"]
-    rows += [f"| {name} | {' | '.join(cell(times.get(kind, [])) for kind in kinds)} |" for name, times in seen.items()]
-    table = "\n".join(rows) + f"\n\nRay's first round: {first:.1f} s, of which Ray's start took {first_of_all:.1f} s."
-    if tiny:
-        print(table)
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), metavar="CASE")
+    parser.add_argument("--tiny", action="store_true", help="in process and loop only, four clients, written nowhere but to the screen")
+    parser.add_argument("--once", nargs=2, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.once:
+        name, who = asked.once
+        case = CASES[name]
+        if asked.tiny:
+            case = replace(case, clients=4, per_node=min(case.per_node, 2))
+        print("ends", json.dumps(RUNNERS[who](case, who)), flush=True)
+        return
+    rows = {}
+    for name in asked.cases:
+        case = CASES[name]
+        who = [one for one in case.who if not asked.tiny or one in ("local", "loop")]
+        rows[name] = {one: seconds(name, one, asked.tiny) for one in who}
+        for one, ends in rows[name].items():
+            print(f"{name:>34}  {one:>9}  {milliseconds(ends, 4 if asked.tiny else case.clients):8.2f} ms a client", flush=True)
+    if asked.tiny:
         return
     from common import write  # workers import this file without its neighbours
 
-    facts = {"rounds": ROUNDS, "workers": WORKERS, "milliseconds": seen, "first_round_seconds": first, "ray_start_seconds": first_of_all}
-    write("runners", "OMP_NUM_THREADS=1 python benchmarks/runners.py", facts, table)
+    write("runners", "OMP_NUM_THREADS=1 python benchmarks/runners.py", {"rounds": ROUNDS, "ends": rows}, table(rows))
 
 
-def cell(times: list[float]) -> str:
-    return f"{median(times[1:]):.2f} ({min(times[1:]):.2f})" if times else "-"
+def table(rows: dict[str, dict[str, list[float]]]) -> str:
+    text = [f"| work | limit | {' | '.join(RUNNERS)} | first round, s |", "|---" * (len(RUNNERS) + 3) + "|"]
+    for name, row in rows.items():
+        case = CASES[name]
+        cells = [f"{milliseconds(row[who], case.clients):.2f}" if who in row else "" for who in RUNNERS]
+        first = ", ".join(f"{who} {ends[0]:.1f}" for who, ends in row.items())
+        text.append(f"| {name} | {'' if case.limit is None else case.limit} | {' | '.join(cells)} | {first} |")
+    return "\n".join(text)
 
 
-def both(name: str, clients: int, content: RecordDict, settings: Settings) -> dict[str, list[float]]:
-    return {kind: rounds(kind, name, clients, content, settings) for kind in ("local", "ray")}
+def milliseconds(ends: list[float], clients: int) -> float:
+    """A client's, of the median round after the first."""
+    return 1e3 * median(late - early for early, late in zip(ends, ends[1:], strict=False)) / clients
 
 
-def rounds(kind: str, name: str, clients: int, content: RecordDict, settings: Settings) -> list[float]:
-    """Milliseconds a client, of each round."""
-    with ExitStack() as stack:
-        grid = LocalGrid(APPS[name], clients, {}) if kind == "local" else stack.enter_context(ray_grid(name, clients, settings))
-        times = []
-        for _ in range(ROUNDS):
-            messages = [Message(content, node, "train", group_id="1") for node in grid.get_node_ids()]
-            start = time.perf_counter()
-            replies = list(exchange(grid, messages, [1] * clients, 600.0, lambda *_: None))
-            times.append((time.perf_counter() - start) * 1e3 / clients)
-            if len(replies) < clients or any(reply.has_error() for reply in replies):
-                raise RuntimeError(next((reply.error.reason for reply in replies if reply.has_error()), "too few replies"))
-            del replies
-    return times
-
-
-def alone(settings: Settings, clients: int) -> list[float]:
-    """The training of all clients and nothing else, in milliseconds a client."""
-    training, model, times = construct(settings.training, "training"), build_model(settings, None), []
-    shards = [DATA.train.subset(indices) for indices in SHARDS.indices[:clients]]
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        for shard in shards:
-            training(model, shard, seeds.generator(0, "training"))
-        times.append((time.perf_counter() - start) * 1e3 / clients)
-    return times
-
-
-def ray_grid(name: str, clients: int, settings: Settings) -> RayGrid:
-    runtime = call(on_ray.Runtime, settings.runtime, "runtime")
-    size = {"workers": WORKERS, "cpus": 1, "gpus": 0, "turn_seconds": 600.0}
-    return RayGrid(f"runners:{name}", clients, {}, **size, variables=on_ray.variables(runtime), tree=None)
-
-
-def first_round(settings: Settings) -> tuple[float, float]:
-    """Seconds until the first round of a hundred idle clients is over, and of these the start of Ray."""
-    start = time.perf_counter()
-    with on_ray.running(None):
-        up = time.perf_counter() - start
-        with ray_grid("idle", CLIENTS, settings) as grid:
-            content = RecordDict({"arrays": ArrayRecord({"w": torch.zeros(1000)})})
-            messages = [Message(content, node, "train") for node in grid.get_node_ids()]
-            list(exchange(grid, messages, [1] * CLIENTS, 600.0, lambda *_: None))
-            return time.perf_counter() - start, up
+def seconds(name: str, who: str, tiny: bool) -> list[float]:
+    """What a process of its own measured."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([os.path.dirname(here), here])}
+    command = [sys.executable, __file__, "--once", name, who, *(["--tiny"] if tiny else [])]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("ends ")]
+    if done.returncode or not lines:
+        raise RuntimeError(f"{name} by {who}: {done.stderr[-2000:]}")
+    ends: list[float] = json.loads(lines[-1].removeprefix("ends "))
+    return ends
 
 
 if __name__ == "__main__":

@@ -62,3 +62,26 @@ def test_what_cannot_be_used_is_named_with_client_and_round(weights: dict, examp
 
 def test_a_good_update_passes() -> None:
     Update(0, 1, REFERENCE, 1).check(REFERENCE)
+
+
+def test_large_values_are_finite_even_where_their_sum_is_not() -> None:
+    large = {"w": torch.full((1,), 3e38), "v": torch.full((4,), 3e38)}
+    assert not large["v"].sum().isfinite()
+    Update(0, 1, large, 1).check(large)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_no_value_hides_in_a_large_tensor(bad: float) -> None:
+    weights = {"w": torch.zeros(1000), "v": torch.zeros(1000)}
+    weights["w"][617], weights["w"][3] = bad, -torch.inf
+    with pytest.raises(UpdateError, match="tensor 'w' is not finite"):
+        Update(0, 1, weights, 1).check({"w": torch.zeros(1000), "v": torch.zeros(1000)})
+
+
+def test_a_sum_in_blocks_is_the_sum() -> None:
+    """More elements than a block holds, and not a multiple: 2 * i + 3 * (i + 1) over 5 examples is i + 0.6."""
+    numbers = torch.arange(150_000).view(3, 50_000)
+    mean = Average()
+    for partition, examples in ((0, 2), (1, 3)):
+        mean.add(Update(partition, 1, {"w": (numbers + partition).double()}, examples))
+    torch.testing.assert_close(mean.weights({"w": numbers.double()})["w"], numbers.double() + 0.6, rtol=1e-15, atol=1e-10)
