@@ -77,9 +77,12 @@ def exchange(
     """
     deadline, done = time.monotonic() + timeout, 0
     progress("training clients", 0, sum(clients))
-    for message_id, asked in zip(grid.push_messages(messages), clients, strict=True):
+    for message, message_id, asked in zip(messages, grid.push_messages(messages), clients, strict=True):
         while not (found := list(grid.pull_messages([message_id]))) and time.monotonic() < deadline:
             time.sleep(POLL)
         done += asked * len(found)
-        yield from found
+        for reply in found:
+            # For a node that has gone Flower answers in its own name.
+            named = reply.metadata.src_node_id == message.metadata.dst_node_id or not reply.has_error()
+            yield reply if named else Message(reply.error, reply_to=message)
         progress("training clients", done, sum(clients))

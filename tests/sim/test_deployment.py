@@ -6,6 +6,7 @@ import datetime
 import ipaddress
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -95,18 +96,18 @@ class Deployment:
             assert time.monotonic() < deadline, self.said("flower-superlink")
             time.sleep(0.2)
 
-    def start(self, *command: str) -> None:
+    def start(self, *command: str) -> subprocess.Popen[str]:
         log = (self.folder / f"{command[0]}.log").open("a")
-        self.family.adopt(
-            subprocess.Popen(
-                command, cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, text=True,
-                start_new_session=True,
-            )
+        process = subprocess.Popen(
+            command, cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, text=True,
+            start_new_session=True,
         )  # fmt: skip
         log.close()
+        self.family.adopt(process)
+        return process
 
-    def node(self, partition: int, key: str) -> None:
-        self.start(
+    def node(self, partition: int, key: str) -> subprocess.Popen[str]:
+        return self.start(
             "flower-supernode", "--superlink", f"127.0.0.1:{self.port}", "--root-certificates", "ca.crt", "--port", str(free_port()),
             "--node-config", f"partition-id={partition}", "--auth-supernode-private-key", key,
         )  # fmt: skip
@@ -137,21 +138,27 @@ def deployment(tmp_path: Path) -> Iterator[Deployment]:
         started.family.kill()
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes to end in /proc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="finds the processes to end in /proc")]
+
+
+def run(deployment: Deployment, output: Path, *asked: str) -> list[str]:
+    """Write the run's settings down; the arguments of ``flwr`` that start it."""
+    app, settings = deployment.folder / "app", deployment.folder / "run.toml"
+    _snapshot(ROOT, app)
+    asked = tuple(overrides(*asked, "runtime=flower", f"output='{output}'", methods=["di"]))
+    settings.write_text(f"overrides = {json.dumps(json.dumps(asked))}\n")
+    return ["run", str(app), "lab", "--stream", "-c", str(settings)]
+
+
 def test_a_deployment_trains_to_the_weights_of_the_run_in_process(deployment: Deployment, tmp_path: Path) -> None:
-    folder = deployment.folder
     for name in ("first", "second", "stranger"):
-        identify(folder, name)
+        identify(deployment.folder, name)
     for name in ("first", "second"):
         assert "successfully" in deployment.flwr("supernode", "register", f"{name}.pub", "lab")
     deployment.node(0, "stranger")  # whose key nobody has registered
     for partition, name in enumerate(("first", "second")):
         deployment.node(partition, name)
-    app = _snapshot(ROOT, folder / "app")
-    asked = overrides(*ASKED, "runtime=flower", f"output='{tmp_path / 'deployed'}'", methods=["di"])
-    (folder / "run.toml").write_text(f"overrides = {json.dumps(json.dumps(asked))}\n")
-    printed = deployment.flwr("run", str(app), "lab", "--stream", "-c", str(folder / "run.toml"))
+    printed = deployment.flwr(*run(deployment, tmp_path / "deployed", *ASKED))
     told = f"{printed[-3000:]}\n{deployment.said('flower-superlink')}\n{deployment.said('flower-supernode')}"
     assert (tmp_path / "deployed" / "run.json").exists(), told
     assert json.loads((tmp_path / "deployed" / "run.json").read_text())["status"] == "finished", told
@@ -160,3 +167,27 @@ def test_a_deployment_trains_to_the_weights_of_the_run_in_process(deployment: De
     listing = deployment.flwr("supernode", "list", "lab", "--format", "json")
     nodes = json.loads(listing[listing.index("{") :])["nodes"]
     assert [node["status"] for node in nodes] == ["online", "online"], listing
+
+
+def test_a_node_that_disappears_is_left_out_by_name(deployment: Deployment, tmp_path: Path) -> None:
+    """It is killed with all that it started while its client trains; the minimum of updates still holds."""
+    nodes = []
+    for partition, name in enumerate(("first", "second")):
+        identify(deployment.folder, name)
+        assert "successfully" in deployment.flwr("supernode", "register", f"{name}.pub", "lab")
+        nodes.append(deployment.node(partition, name))
+    folder = tmp_path / "deployed"
+    asked = ("clients=2", "strategy=fedavg", "strategy.minimum_updates=1", "training.epochs=400")
+    deployment.start("flwr", *run(deployment, folder, *asked))
+    metrics, ended = folder / "metrics.jsonl", folder / "run.json"
+    deadline = time.monotonic() + PATIENCE
+    while not (metrics.exists() and "training clients" in metrics.read_text()):
+        assert time.monotonic() < deadline, deployment.said("flwr")
+        time.sleep(0.2)
+    os.killpg(nodes[1].pid, signal.SIGKILL)
+    while json.loads(ended.read_text())["status"] == "running":
+        assert time.monotonic() < deadline, deployment.said("flwr")
+        time.sleep(0.5)
+    told = json.loads(ended.read_text())
+    assert told["status"] == "finished", told
+    assert len(told["excluded"]) == 1 and "client 1, round 1, local training: the client failed" in told["excluded"][0]

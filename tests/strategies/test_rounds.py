@@ -32,18 +32,43 @@ class SlowGrid:
         self.delays, self.start = delays, time.monotonic()
 
     def push_messages(self, messages) -> list[str]:
+        self.messages = messages
         return [str(i) for i in range(len(messages))]
 
-    def pull_messages(self, ids) -> list[str]:
-        ready = [(i, self.delays[int(i)]) for i in ids]
-        return [f"reply {i}" for i, delay in ready if delay is not None and time.monotonic() - self.start >= delay]
+    def pull_messages(self, ids) -> list[Message]:
+        ready = [(self.messages[int(i)], self.delays[int(i)]) for i in ids]
+        return [self.reply(asked) for asked, delay in ready if delay is not None and time.monotonic() - self.start >= delay]
+
+    def reply(self, asked: Message) -> Message:
+        return Message(RecordDict(), reply_to=asked)
+
+
+class LosingGrid(SlowGrid):
+    """Its nodes are gone; it says so in its own name, as Flower does."""
+
+    def reply(self, asked: Message) -> Message:
+        return Message(Error(5, "Node Unavailable"), reply_to=Message(RecordDict(), 1, "train"))
+
+
+def asking(nodes: int) -> list[Message]:
+    return [Message(RecordDict(), 100 + i, "train") for i in range(nodes)]
 
 
 def test_a_silent_client_costs_its_own_reply_only() -> None:
     seen: list[int] = []
-    replies = list(exchange(SlowGrid([0.1, None, 0.0, 0.2]), [None] * 4, [1, 1, 3, 2], 0.4, lambda stage, done, total: seen.append(done)))
-    assert replies == ["reply 0", "reply 2", "reply 3"]
+    replies = list(exchange(SlowGrid([0.1, None, 0.0, 0.2]), asking(4), [1, 1, 3, 2], 0.4, lambda stage, done, total: seen.append(done)))
+    assert [reply.metadata.src_node_id for reply in replies] == [100, 102, 103]
     assert seen == [0, 1, 1, 4, 6]  # clients, of which the third node has three
+
+
+def test_a_node_that_is_gone_is_named() -> None:
+    replies = exchange(LosingGrid([0.0, 0.0]), asking(2), [1, 1], 1.0, lambda *_: None)
+    bad: list[UpdateError] = []
+    with pytest.raises(UpdateError, match="0 good updates"):
+        list(collect(replies, {100: [0], 101: [1]}, 3, lambda partition: {}, 1, bad.append))
+    assert [str(error).split(". ")[0] for error in bad] == [
+        f"client {i}, round 3, local training: the client failed: Node Unavailable" for i in (0, 1)
+    ]
 
 
 def test_a_silent_client_is_named() -> None:
