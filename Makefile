@@ -34,8 +34,8 @@ demo: $(READY) ## one small experiment, from clients to report
 flower: $(READY) ## the same through `flwr run`: make flower ARGS='experiment=demo seed=1'
 	$(BIN)/python -m sim runtime=flower $(ARGS)
 
-test: $(READY) ## the fast tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## the fast tests, on two cores
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 test-all: $(READY) ## all tests: slow ones, Ray, and those for an accelerator where there is one
 	$(BIN)/python -m pytest -m "" $(ARGS)
@@ -50,7 +50,7 @@ format: $(READY) ## put the code into shape
 	$(BIN)/ruff check --fix .
 
 bench: $(READY) ## the benchmarks; each writes its dated result
-	set -e; for work in ensemble.py start_and_memory.py one_shot.py synthesis_speed.py "methods.py mnist" "methods.py cifar10" transfer_size.py; \
+	set -e; for work in ensemble.py start_and_memory.py memory.py runners.py one_shot.py synthesis_speed.py "methods.py mnist" "methods.py cifar10" transfer_size.py; \
 		do $(BIN)/python benchmarks/$$work; done
 
 clean: ## remove the environment and everything generated

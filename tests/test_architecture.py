@@ -18,7 +18,7 @@ FORBIDDEN = {
     "strategies": {"ray", "hydra", "omegaconf", "yaml", "sim", "tests", "benchmarks"},
     "sim": {"tests", "benchmarks"},
 }
-PUBLIC_FLOWER = {"flwr.app", "flwr.clientapp", "flwr.clientapp.mod", "flwr.serverapp", "flwr.serverapp.strategy"}
+PUBLIC_FLOWER = {"flwr.app", "flwr.clientapp", "flwr.clientapp.mod", "flwr.serverapp", "flwr.serverapp.strategy", "flwr.simulation"}
 GLOBAL_SEEDING = {"torch.manual_seed", "torch.cuda.manual_seed_all", "np.random.seed", "numpy.random.seed", "random.seed"}
 
 
