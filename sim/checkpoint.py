@@ -3,7 +3,7 @@
 In the folder ``state/`` of the results:
 
 * ``round-00003.safetensors``: global weights and the strategy's state after round 3; the last two are kept.
-* ``round-00004/``: the parts of a round that is not over, see :class:`strategies.federation.Keep`: the updates of its clients, and one
+* ``round-00004/``: the parts of a round that is not over, see :class:`strategies.keep.Keep`: the updates of its clients, and one
   file a student, finished or not. It goes when the round is over.
 * ``lock``: held by the process that is at work.
 
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from fedimpr.errors import ConfigError, FedimprError
 from sim.config import DECIDE_NOTHING, Settings
-from strategies.federation import UPDATES
+from strategies.keep import UPDATES
 from strategies.rounds import Resumable
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ KEPT = 2  # states of rounds: a damaged last one must not cost the whole run
 
 
 class States:
-    """The files of one run's state; a :class:`strategies.federation.Keep`.
+    """The files of one run's state; a :class:`strategies.keep.Keep`.
 
     Args:
         results: the result folder.

@@ -12,7 +12,7 @@ from sim.checkpoint import opened
 from sim.config import Settings, composed, from_json, placed
 from sim.federation import build_model, check, strategy_of, threads
 from sim.recorder import Recorder
-from strategies.federation import under
+from strategies.keep import under
 from strategies.rounds import run_rounds
 
 app = ServerApp()

@@ -26,7 +26,8 @@ from fedimpr.impressions import Bank, Source
 from fedimpr.synthesis import Synthesizer
 from fedimpr.update import Update, average
 from strategies.cohort import cohort_of, collect, roll_call
-from strategies.federation import UPDATES, Federation, Part, Received, alike, instructions, loaded, under
+from strategies.federation import Federation, alike, instructions, loaded
+from strategies.keep import UPDATES, Part, Received, under
 from strategies.tensors import from_arrays, to_arrays
 from strategies.watch import Cost
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from strategies.data_free import DataFree
 from strategies.fedavg import FedAvg
-from strategies.federation import UPDATES
+from strategies.keep import UPDATES
 from strategies.tensors import from_arrays, to_arrays
 
 Resumable = DataFree | FedAvg
@@ -29,7 +29,7 @@ def run_rounds(
 ) -> dict[str, Tensor]:
     """Send, train, aggregate, for every round from ``first`` to ``last``; return the global weights.
 
-    Nothing is sent in a round whose updates are kept (:class:`~strategies.federation.Keep`).
+    Nothing is sent in a round whose updates are kept (:class:`~strategies.keep.Keep`).
 
     This is the loop of Flower's ``Strategy.start``, which can neither begin at a later round nor tell when one is over.
 

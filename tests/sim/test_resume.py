@@ -29,7 +29,7 @@ from sim.config import Settings, composed
 from sim.grid import LocalGrid
 from sim.local import run_local
 from sim.results import read_metrics
-from strategies.federation import Received
+from strategies.keep import Received
 from tests.sim.tiny import overrides, tiny
 
 ROOT = Path(__file__).resolve().parents[2]
