@@ -17,6 +17,7 @@ from fedimpr.data.partition import Partition, deal
 from fedimpr.errors import ConfigError
 from sim.config import Settings, call, construct
 from strategies import Federation, Method, Watch
+from strategies.keep import Keep, Nowhere
 from strategies.rounds import Resumable
 
 # What a data set's yaml says for models and views; the rest is for the loader.
@@ -101,8 +102,8 @@ def methods_of(settings: Settings) -> dict[str, Method]:
     return {name: call(Method, node, f"synthesis.{name}") for name, node in settings.synthesis.items()}
 
 
-def strategy_of(settings: Settings, watch: Watch) -> Resumable:
-    """The strategy; those that mine get the methods and the distillation."""
+def strategy_of(settings: Settings, watch: Watch, keep: Keep | None = None) -> Resumable:
+    """The strategy; those that mine get the methods and the distillation. Without ``keep`` a round that is stopped begins anew."""
     federation = Federation(
         clients=settings.clients,
         clients_per_node=settings.clients_per_node,
@@ -114,6 +115,7 @@ def strategy_of(settings: Settings, watch: Watch) -> Resumable:
         shape=tuple(settings.dataset["shape"]),
         device=device_of(settings),
         watch=watch,
+        keep=Nowhere() if keep is None else keep,
     )
     given: dict[str, Any] = {"federation": federation}
     if settings.strategy.get("_target_") == "strategies.DataFree":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -30,8 +29,7 @@ def run(settings: Settings, grid: Grid) -> None:
     check(settings)
     # Before the recorder touches the folder: what cannot be resumed stays as it is.
     with opened(settings) as (states, done, state), Recorder(settings, done) as recorder, threads(int(settings.runtime["threads"])):
-        strategy = strategy_of(settings, recorder)
-        strategy.federation = replace(strategy.federation, keep=states)
+        strategy = strategy_of(settings, recorder, states)
         weights = under(state, "global/") or build_model(settings, None).state_dict()
         if done:
             strategy.load_state_dict(under(state, "strategy/"))
