@@ -21,6 +21,7 @@ LEAST = {
     "lenet5": 4,
     "lenet5_half": 4,
     "cnn128": 18,
+    "cnn_dropout": 6,
     "alexnet": 15,
     "alexnet_half": 15,
     "resnet8": 8,
