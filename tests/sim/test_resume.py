@@ -322,6 +322,7 @@ def settings_of(folder: Path, *more: str) -> Settings:
     return composed(longer(folder, *more))
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_and_nobody_interferes_while_it_lives(tmp_path: Path, long_straight: Path) -> None:
     process = started(*longer(tmp_path, "save_seconds=0"))
     until(at(tmp_path, "distilling cmi_warm", 30), process)

@@ -1,0 +1,170 @@
+"""The benchmark that simulators are compared by: CIFAR-10 over 1,000 clients of 50 images, beside pfl.
+
+    OMP_NUM_THREADS=1 python benchmarks/cohort_cifar10.py --pfl /path/to/python/with/pfl
+
+pfl (Granqvist et al., NeurIPS 2024) runs this task in its own comparison: cohorts of 50, one epoch of five steps of batch 10 at rate 0.1,
+the average is the next model, two convolutions with dropout and 1,626,442 parameters (``model=cnn_dropout``). Here for 20 rounds on two
+cores: ours with two Ray workers and in process, pfl in one process with one thread and with two; the accuracy on the test set after the
+last round stands beside the seconds, which count from the process's start. Three runs of each, in turn; medians.
+
+pfl's environment: ``python -m venv it && it/bin/pip install torch==2.13.0 pfl==0.6.0``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+BEGAN = time.perf_counter()
+CLIENTS, COHORT, ROUNDS, REPEATS, BATCH, RATE = 1000, 50, 20, 3, 10, 0.1
+OURS = [
+    "dataset=cifar10", "model=cnn_dropout", "partition=iid", f"clients={CLIENTS}", f"cohort={COHORT}", f"rounds={ROUNDS}", "minimum=1",
+    "strategy=fedavg", "evaluate_clients=false", "training.epochs=1", f"training.batch_size={BATCH}", f"training.lr={RATE}",
+    "training.momentum=0", "training.clip=1e6",
+]  # fmt: skip
+RUNS = {
+    "fedimpr, Ray, 2 workers": ("ray", 1),
+    "fedimpr, in process": ("local", 1),
+    "pfl, 1 thread": ("pfl", 1),
+    "pfl, 2 threads": ("pfl", 2),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pfl", help="a Python with pfl; without it, its rows say 'not measured'")
+    parser.add_argument("--tiny", action="store_true", help="one round, once, written nowhere but to the screen")
+    parser.add_argument("--once", nargs=2, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    rounds = 1 if asked.tiny else ROUNDS
+    if asked.once:
+        how, file = asked.once
+        print("took", json.dumps(by_pfl(file, rounds) if how == "pfl" else ours(how, rounds)), flush=True)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder) / "cifar10.npz")
+        write_images(file)
+        rows: dict[str, list[dict]] = {name: [] for name in RUNS}
+        for _ in range(1 if asked.tiny else REPEATS):
+            for name, (how, threads) in RUNS.items():
+                if how != "pfl" or asked.pfl:
+                    rows[name].append(measured(asked, how, threads, file))
+                    print(f"{name:>24}  {rows[name][-1]['seconds']:7.1f} s  {100 * rows[name][-1]['accuracy']:.1f} %", flush=True)
+    if asked.tiny:
+        return
+    from common import write
+
+    text = ["| simulator | seconds, 20 rounds | milliseconds a client | accuracy, % |", "|---|---|---|---|"]
+    for name, runs in rows.items():
+        seconds = median(run["seconds"] for run in runs) if runs else None
+        cells = ["not measured", "", ""]
+        if seconds is not None:
+            cells = [f"{seconds:.1f}", f"{1e3 * seconds / ROUNDS / COHORT:.0f}", f"{100 * median(run['accuracy'] for run in runs):.1f}"]
+        text.append(f"| {name} | {' | '.join(cells)} |")
+    write("cohort_cifar10", "OMP_NUM_THREADS=1 python benchmarks/cohort_cifar10.py --pfl <python>", {"runs": rows}, "\n".join(text))
+
+
+def measured(asked: argparse.Namespace, how: str, threads: int, file: str) -> dict:
+    """What a process of its own took."""
+    root = Path(__file__).resolve().parents[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": "" if how == "pfl" else str(root)}
+    command = [asked.pfl if how == "pfl" else sys.executable, __file__, "--once", how, file, *(["--tiny"] if asked.tiny else [])]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("took ")]
+    if done.returncode or not lines:
+        raise RuntimeError(done.stderr[-3000:])
+    return json.loads(lines[-1].removeprefix("took "))
+
+
+def write_images(file: str) -> None:
+    """The data set as arrays, for a process that has no fedimpr; normalised as our model does it."""
+    import numpy as np
+
+    from sim.config import composed
+    from sim.federation import dataset_of
+
+    settings = composed(OURS)
+    data = dataset_of(settings)
+    mean, std = (np.array(settings.dataset[key], dtype="float32")[:, None, None] for key in ("mean", "std"))
+    arrays = {}
+    for name, images in (("train", data.train), ("test", data.test)):
+        pixels = images.pixels.numpy().astype("float32") / 255
+        arrays |= {f"{name}_images": (pixels - mean) / std, f"{name}_labels": images.labels.numpy()}
+    np.savez(file, **arrays)
+
+
+def ours(runtime: str, rounds: int) -> dict:
+    """The command line's run."""
+    from sim.config import composed, placed
+    from sim.local import run_local
+    from sim.on_ray import run_on_ray
+    from sim.results import read_rows
+
+    with tempfile.TemporaryDirectory() as folder:
+        more = [f"output={folder}/run", f"rounds={rounds}", f"runtime={runtime}", *(["runtime.workers=2"] if runtime == "ray" else [])]
+        settings = placed(composed([*OURS, *more]))
+        (run_on_ray if runtime == "ray" else run_local)(settings)
+        accuracy = next(row.accuracy for row in read_rows(settings.folder / "summary.json") if row.method == "FedAvg")
+        return {"seconds": time.perf_counter() - BEGAN, "accuracy": accuracy}
+
+
+def by_pfl(file: str, rounds: int) -> dict:
+    """The same with pfl's own pieces."""
+    import numpy as np
+    import torch
+    from pfl.aggregate.simulate import SimulatedBackend
+    from pfl.algorithm.base import NNAlgorithmParams
+    from pfl.algorithm.federated_averaging import FederatedAveraging
+    from pfl.data.dataset import Dataset
+    from pfl.data.federated_dataset import FederatedDataset
+    from pfl.data.sampling import get_user_sampler
+    from pfl.hyperparam import NNTrainHyperParams
+    from pfl.metrics import Weighted
+    from pfl.model.pytorch import PyTorchModel
+    from torch import nn
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    data = np.load(file)
+    images, labels = torch.from_numpy(data["train_images"]), torch.from_numpy(data["train_labels"])
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(images))).chunk(CLIENTS)
+
+    class Net(nn.Sequential):
+        def loss(self, x, y, eval=False):  # type: ignore[no-untyped-def]
+            self.eval() if eval else self.train()
+            return nn.functional.cross_entropy(self(x), y)
+
+        def metrics(self, x, y, eval=False):  # type: ignore[no-untyped-def]
+            with torch.no_grad():
+                return {"loss": Weighted(float(self.loss(x, y, eval=eval)) * len(y), len(y))}
+
+    net = Net(
+        *(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.25), nn.Flatten()),
+        *(nn.Linear(64 * 14 * 14, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10)),
+    )
+    users = FederatedDataset(
+        lambda user: Dataset(raw_data=[images[order[user]], labels[order[user]]]), get_user_sampler("random", list(range(CLIENTS)))
+    )
+    model = PyTorchModel(net, torch.optim.SGD, torch.optim.SGD(net.parameters(), 1.0))
+    FederatedAveraging().run(
+        NNAlgorithmParams(central_num_iterations=rounds, evaluation_frequency=10_000, train_cohort_size=COHORT, val_cohort_size=0),
+        SimulatedBackend(training_data=users, val_data=None),
+        model,
+        NNTrainHyperParams(local_num_epochs=1, local_learning_rate=RATE, local_batch_size=BATCH),
+        send_metrics_to_platform=False,
+    )
+    net.eval()
+    with torch.no_grad():
+        guesses = torch.cat([net(part).argmax(1) for part in torch.from_numpy(data["test_images"]).split(500)])
+    accuracy = float((guesses == torch.from_numpy(data["test_labels"])).float().mean())
+    return {"seconds": time.perf_counter() - BEGAN, "accuracy": accuracy}
+
+
+if __name__ == "__main__":
+    main()
