@@ -32,6 +32,7 @@ from sim.config import composed  # noqa: E402
 from sim.federation import build_model, strategy_of  # noqa: E402
 from sim.grid import LocalGrid  # noqa: E402
 from sim.results import peak_memory_mb  # noqa: E402
+from strategies import Nobody  # noqa: E402
 from strategies.records import Instruction, answer_to_record  # noqa: E402
 from strategies.rounds import run_rounds  # noqa: E402
 
@@ -48,13 +49,6 @@ def shifted(message: Message, context: Context) -> Message:
     asked, place = Instruction.from_record(message.content), int(context.node_config["partition-id"])
     weights = {name: tensor + place for name, tensor in asked.weights.items()}
     return Message(answer_to_record([Update(place, asked.round, weights, 1)], {}, sums=asked.sums), reply_to=message)
-
-
-class Nobody:
-    """A watch that looks at nothing."""
-
-    def __getattr__(self, name: str):
-        return lambda *_, **__: None
 
 
 def main() -> None:
@@ -88,7 +82,7 @@ def in_process(clients: int) -> dict:
 def once(clients: int) -> dict:
     """One round in this process."""
     settings = composed(["strategy=fedavg", "evaluate_clients=false", f"clients={clients}", *BIG])
-    strategy = strategy_of(settings, Nobody())  # type: ignore[arg-type]
+    strategy = strategy_of(settings, Nobody())
     weights = build_model(settings, None).state_dict()
     before, start = peak_memory_mb(), time.perf_counter()
     mean = run_rounds(strategy, LocalGrid(app, clients, {}), weights, first=1, last=1, after_round=lambda *_: None)

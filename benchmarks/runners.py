@@ -19,7 +19,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from statistics import median
@@ -43,6 +42,7 @@ from fedimpr.update import Update  # noqa: E402
 from sim import client_app  # noqa: E402
 from sim.config import Settings, composed, construct  # noqa: E402
 from sim.federation import build_model, strategy_of, warm_model  # noqa: E402
+from strategies import Nobody  # noqa: E402
 from strategies.records import Instruction, answer_to_record  # noqa: E402
 
 WORKERS, ROUNDS, IMAGES = 2, 6, 50
@@ -157,13 +157,6 @@ def training(text: str) -> Any:
     return construct(json.loads(text), "training")
 
 
-class Nobody:
-    """A watch that looks at nothing."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_, **__: None
-
-
 class Holder(nn.Module):
     """A model that is only its weights."""
 
@@ -189,7 +182,7 @@ def ours(case: Case, who: str) -> list[float]:
     """Seconds from the process's start to the end of each round."""
     settings = settings_of(case)
     weights = weights_of(case, settings)
-    strategy = strategy_of(settings, Nobody())  # type: ignore[arg-type]
+    strategy = strategy_of(settings, Nobody())
     if case.work != "lenet":
         strategy.federation = replace(strategy.federation, build=lambda _: Holder(weights), reference=lambda _: weights)
     ends: list[float] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedimpr.errors import FedimprError
+from fedimpr.states import from_note, to_note
 
 
 @dataclass(frozen=True)
@@ -156,13 +156,13 @@ class Bank:
     def state_dict(self) -> dict[str, Tensor]:
         """Everything a later run needs to go on, as tensors (sources and notes as JSON in bytes)."""
         sources = [asdict(source) for source in self.sources]
-        note = json.dumps({"added": self.added, "capacity": self.capacity, "sources": sources, "notes": self.notes})
+        note = to_note({"added": self.added, "capacity": self.capacity, "sources": sources, "notes": self.notes})
         held = {key: rows[: len(self)].clone() for key, rows in self._rows.items()}
-        return {**held, "note": torch.tensor(list(note.encode()), dtype=torch.uint8)}
+        return {**held, "note": note}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over what :meth:`state_dict` gave; the capacity becomes the saved one."""
-        note = json.loads(bytes(state["note"].tolist()))
+        note = from_note(state["note"])
         self.capacity, self.added = note["capacity"], note["added"]
         self.sources = [Source(**source) for source in note["sources"]]
         self.notes = list(note.get("notes", []))

@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from fedimpr.data import Dataset, load
 from fedimpr.data.partition import Partition, deal
 from fedimpr.errors import ConfigError
 from sim.config import Settings, call, construct
-from strategies import Federation, Method, Watch
+from strategies import Federation, Method, Nobody, Watch
 from strategies.keep import Keep, Nowhere
 from strategies.rounds import Resumable
 
@@ -147,7 +147,7 @@ def check(settings: Settings) -> None:
     construct(settings.training, "training")
     for partition in (None, *range(len(settings.client_models or ()))):
         build_model(settings, partition)
-    strategy_of(settings, cast(Watch, None))  # built and thrown away
+    strategy_of(settings, Nobody())  # built and thrown away
     partition_of(settings)
 
 

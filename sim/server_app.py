@@ -7,11 +7,11 @@ import json
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedimpr.states import under
 from sim.checkpoint import opened
 from sim.config import Settings, composed, from_json, placed
 from sim.federation import build_model, check, strategy_of, threads
 from sim.recorder import Recorder
-from strategies.keep import under
 from strategies.rounds import run_rounds
 
 app = ServerApp()

@@ -3,6 +3,6 @@
 from strategies.data_free import DataFree, Method
 from strategies.fedavg import FedAvg
 from strategies.federation import Federation
-from strategies.watch import Cost, Watch
+from strategies.watch import Cost, Nobody, Watch
 
-__all__ = ["Cost", "DataFree", "FedAvg", "Federation", "Method", "Watch"]
+__all__ = ["Cost", "DataFree", "FedAvg", "Federation", "Method", "Nobody", "Watch"]

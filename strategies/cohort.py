@@ -118,14 +118,8 @@ def _checked(
         late = [UpdateError("no reply in time", client=p, round=round, stage="local training", remedy=remedy) for p in partitions]
         return Answer(updates=[], errors=late)
     answer = answer_from_message(reply, partitions, round, sums=sums)
-    if answer.sum is not None:
-        doubles = {name: torch.empty_like(tensor, dtype=torch.float64, device="meta") for name, tensor in reference(partitions[0]).items()}
-        if wrong := difference(answer.sum.sums, doubles):
-            where = f"partitions {partitions[0]} to {partitions[-1]}"
-            problem, value, remedy = wrong
-            error = UpdateError(f"the sum of {where}: {problem}", round=round, stage="checking the update", value=value, remedy=remedy)
-            return Answer(updates=[], errors=[*answer.errors, error])
-        return answer
+    if answer.sums is not None:
+        return _checked_sums(answer, answer.sums, reference(partitions[0]))
     good, errors = [], list(answer.errors)
     for update in answer.updates:
         try:
@@ -134,6 +128,22 @@ def _checked(
         except UpdateError as error:
             errors.append(error)
     return Answer(updates=good, errors=errors)
+
+
+def _checked_sums(answer: Answer, sums: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Answer:
+    """The same of sums, which are good as a whole or not at all."""
+    doubles = {name: torch.empty_like(tensor, dtype=torch.float64, device="meta") for name, tensor in reference.items()}
+    try:
+        for update in answer.updates:
+            update.check({})  # it came without weights
+        if answer.updates and (wrong := difference(sums, doubles)):
+            problem, value, remedy = wrong
+            first, last = answer.updates[0], answer.updates[-1]
+            where = f"the sum of partitions {first.partition} to {last.partition}"
+            raise UpdateError(f"{where}: {problem}", round=first.round, stage="checking the update", value=value, remedy=remedy)
+        return answer
+    except UpdateError as error:
+        return Answer(updates=[], errors=[*answer.errors, error])
 
 
 def _in_turn(replies: Iterable[Message], asked: Mapping[int, Sequence[int]]) -> Iterator[tuple[Sequence[int], Message | None]]:

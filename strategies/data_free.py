@@ -23,11 +23,12 @@ from fedimpr.distillation import Distillation, Mining, mine_and_distil
 from fedimpr.ensemble import Ensemble
 from fedimpr.errors import ConfigError, UpdateError
 from fedimpr.impressions import Bank, Source
+from fedimpr.states import under
 from fedimpr.synthesis import Synthesizer
 from fedimpr.update import Update, average
 from strategies.cohort import cohort_of, collect, roll_call
 from strategies.federation import Federation, alike, instructions, loaded
-from strategies.keep import UPDATES, Part, Received, under
+from strategies.keep import UPDATES, Part, Received
 from strategies.tensors import from_arrays, to_arrays
 from strategies.watch import Cost
 

@@ -63,10 +63,10 @@ class FedAvg(Strategy):
             fed.watch.excluded,
             sums=self.partial_sums,
         ):
-            if answer.sum is not None:
-                mean.add_sums(answer.sum.sums, answer.sum.examples)
+            if answer.sums is not None and answer.updates:
+                mean.add_sums(answer.sums, sum(update.examples for update in answer.updates))
             for update in answer.updates:
-                if answer.sum is None:
+                if answer.sums is None:
                     mean.add(update)
                 count, start = count + 1, time.monotonic()
                 fed.watch.update(server_round, update)

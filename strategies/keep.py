@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from fedimpr.errors import UpdateError
+from fedimpr.states import from_note, to_note, under
 from fedimpr.update import Update
 
 UPDATES = "updates"  # the part of a round that is kept first
@@ -104,13 +103,13 @@ class Received:
             if update.label_counts is not None:
                 state[f"{update.partition}/label_counts"] = update.label_counts
             facts.append({key: getattr(update, key) for key in ("partition", "round", "examples", "metrics")})
-        note = json.dumps({"updates": facts, "excluded": [_told(error) for error in self.excluded], "seconds": self.seconds})
-        return {**state, "note": torch.tensor(list(note.encode()), dtype=torch.uint8)}
+        note = to_note({"updates": facts, "excluded": [_told(error) for error in self.excluded], "seconds": self.seconds})
+        return {**state, "note": note}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> Received:
         """What :meth:`state_dict` gave."""
-        note = json.loads(bytes(state["note"].tolist()))
+        note = from_note(state["note"])
         updates = [
             Update(
                 **facts,
@@ -126,8 +125,3 @@ def _told(error: UpdateError) -> dict[str, object]:
     """What an error of the same text is made of; the value, which may be anything, goes into the problem."""
     problem = error.problem if error.value is None else f"{error.problem} (value {error.value!r})"
     return {"problem": problem, "stage": error.stage, "client": error.client, "round": error.round, "remedy": error.remedy}
-
-
-def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries whose names start with ``prefix``, without it."""
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -57,12 +57,12 @@ class Answer:
 
     Attributes:
         updates: the good ones, in the order of partitions; without weights where only their sum was asked for.
-        sum: of those, by number of examples; ``None`` where it was not asked for.
+        sums: of those, weighted by their numbers of examples, in float64; ``None`` where they were not asked for.
         errors: why the other partitions have none.
     """
 
     updates: Sequence[Update]
-    sum: Average | None = None
+    sums: Mapping[str, Tensor] | None = None
     errors: Sequence[UpdateError] = field(default_factory=list)
 
 
@@ -100,32 +100,29 @@ def answer_from_message(message: Message, partitions: Sequence[int], round: int,
         return Answer(updates=[], errors=[_failed(message.error.reason, partition, round) for partition in partitions])
     content = message.content
     reasons: Any = dict(content.config_records[REASONS]) if REASONS in content.config_records else {}
-    updates, errors, total = list[Update](), list[UpdateError](), None
-    for partition in partitions:
+    trained = [partition for partition in partitions if str(partition) not in reasons]
+    errors = [_failed(reasons[str(partition)], partition, round) for partition in partitions if str(partition) in reasons]
+    if sums:  # as a whole or not at all: nobody can take a part out of it
         try:
-            if (reason := reasons.get(str(partition))) is not None:
-                raise _failed(reason, partition, round)
-            updates.append(_update(content, partition, round, sums=sums))
-        except UpdateError as error:
-            errors.append(error)
-    if sums and updates:
-        total = Average()
-        try:
-            total.add_sums(from_arrays(content.array_records["sum"]), sum(update.examples for update in updates))
+            updates = [_update(content, partition, round, sums=True) for partition in trained]
+            return Answer(updates=updates, sums=from_arrays(content.array_records["sum"]), errors=errors)
         except Exception as error:
-            return Answer(updates=[], errors=[*errors, *(_unreadable(error, update.partition, round) for update in updates)])
-    return Answer(updates=updates, sum=total, errors=errors)
+            return Answer(updates=[], errors=[*errors, *(_unreadable(error, partition, round) for partition in trained)])
+    updates = []
+    for partition in trained:
+        try:
+            updates.append(_update(content, partition, round, sums=False))
+        except Exception as error:
+            errors.append(_unreadable(error, partition, round))
+    return Answer(updates=updates, errors=errors)
 
 
 def _update(content: RecordDict, partition: int, round: int, *, sums: bool) -> Update:
-    try:
-        metrics: Any = dict(content.metric_records[f"metrics-{partition}"])
-        weights = {} if sums else from_arrays(content.array_records[f"arrays-{partition}"])
-        key = f"label-counts-{partition}"
-        counts: Any = content.metric_records[key]["counts"] if key in content.metric_records else None
-        examples = int(metrics.pop("num-examples"))
-    except Exception as error:
-        raise _unreadable(error, partition, round) from error
+    metrics: Any = dict(content.metric_records[f"metrics-{partition}"])
+    weights = {} if sums else from_arrays(content.array_records[f"arrays-{partition}"])
+    key = f"label-counts-{partition}"
+    counts: Any = content.metric_records[key]["counts"] if key in content.metric_records else None
+    examples = int(metrics.pop("num-examples"))
     scalars = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
     return Update(partition, round, weights, examples, scalars, None if counts is None else torch.tensor(counts))
 

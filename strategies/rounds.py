@@ -45,18 +45,11 @@ def run_rounds(
         arrays = to_arrays(weights)
         messages = list(strategy.configure_train(round, arrays, ConfigRecord(), grid))
         # Nobody is asked twice: a run that was stopped after its clients had answered has kept their updates.
-        answered = strategy.federation.keep.holds(round, UPDATES)
-        replies = (
-            ()
-            if answered
-            else exchange(
-                grid,
-                messages,
-                [len(partitions) for partitions in strategy.asked.values()],
-                strategy.timeout,
-                strategy.federation.watch.progress,
-            )
-        )
+        if strategy.federation.keep.holds(round, UPDATES):
+            replies: Iterator[Message] = iter(())
+        else:
+            clients = [len(partitions) for partitions in strategy.asked.values()]
+            replies = exchange(grid, messages, clients, strategy.timeout, strategy.federation.watch.progress)
         aggregated, _ = strategy.aggregate_train(round, replies)
         weights = from_arrays(aggregated)
         after_round(round, weights)

@@ -55,3 +55,25 @@ class Watch(Protocol):
 
     def mined(self, round: int, method: str, bank: Bank, teacher: nn.Module) -> None:
         """A method has mined its impressions of this round."""
+
+
+class Nobody:
+    """Looks at nothing."""
+
+    def progress(self, stage: str, done: int, total: int, **info: object) -> None:
+        """Passed over."""
+
+    def excluded(self, error: UpdateError) -> None:
+        """Passed over."""
+
+    def update(self, round: int, update: Update) -> None:
+        """Passed over."""
+
+    def answered(self, round: int, updates: int, seconds: float) -> None:
+        """Passed over."""
+
+    def candidate(self, round: int, name: str, model: nn.Module, cost: Cost) -> None:
+        """Passed over."""
+
+    def mined(self, round: int, method: str, bank: Bank, teacher: nn.Module) -> None:
+        """Passed over."""

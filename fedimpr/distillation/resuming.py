@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from fedimpr import seeds
 from fedimpr.devices import device_of
 from fedimpr.distillation.objectives import Loss
 from fedimpr.impressions import Bank
+from fedimpr.states import from_note, to_note, under
 from fedimpr.synthesis.base import Synthesizer
 
 
@@ -129,20 +129,20 @@ class Work:
             if (device := device_of(self.student)).type == "cuda":
                 state["random/cuda"] = torch.cuda.get_rng_state(device)
         counts = {"portion": self.portion, "begun": self.begun, "mined": self.mined, "passes": self.passes}
-        note = json.dumps({**counts, "cosine": self.cosine.state_dict(), "seconds": self.clock.seconds})
-        return {**state, "loss": self.loss.clone(), "note": torch.tensor(list(note.encode()), dtype=torch.uint8)}
+        note = to_note({**counts, "cosine": self.cosine.state_dict(), "seconds": self.clock.seconds})
+        return {**state, "loss": self.loss.clone(), "note": note}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over what :meth:`state_dict` gave."""
-        device, note = device_of(self.student), json.loads(bytes(state["note"].tolist()))
+        device, note = device_of(self.student), from_note(state["note"])
         self.portion, self.begun, self.mined, self.passes = (note[key] for key in ("portion", "begun", "mined", "passes"))
         self.clock.seconds, self.loss = note["seconds"], state["loss"]
-        self.student.load_state_dict(_under(state, "student/"))
-        self.objective.load_state_dict(_under(state, "objective/"))
-        self.synthesizer.load_state_dict(_under(state, "synthesizer/"))
-        self.bank.load_state_dict({key: value.to(device) for key, value in _under(state, "bank/").items()})
+        self.student.load_state_dict(under(state, "student/"))
+        self.objective.load_state_dict(under(state, "objective/"))
+        self.synthesizer.load_state_dict(under(state, "synthesizer/"))
+        self.bank.load_state_dict({key: value.to(device) for key, value in under(state, "bank/").items()})
         moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in _under(state, "optimiser/").items():
+        for key, value in under(state, "optimiser/").items():
             index, _, name = key.partition("/")
             moments.setdefault(int(index), {})[name] = value.clone()
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
@@ -151,7 +151,7 @@ class Work:
             group["lr"] = lr
         for name, generator in self._generators().items():
             generator.set_state(state[f"generator/{name}"].cpu())
-        self._random = _under(state, "random/")
+        self._random = under(state, "random/")
 
     def _generators(self) -> dict[str, torch.Generator]:
         """The source of all randomness, and what the objective draws from: on an accelerator that is a generator of its own."""
@@ -162,7 +162,3 @@ class Work:
         torch.set_rng_state(self._random["cpu"].cpu())
         if "cuda" in self._random:
             torch.cuda.set_rng_state(self._random["cuda"].cpu(), device_of(self.student))
-
-
-def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

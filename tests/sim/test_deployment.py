@@ -21,7 +21,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from sim.environment import QUIET
-from sim.flower import _snapshot
 from sim.local import run_local
 from sim.processes import Family
 from tests.sim.tiny import assert_same, overrides, tiny
@@ -143,11 +142,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reas
 
 def run(deployment: Deployment, output: Path, *asked: str) -> list[str]:
     """Write the run's settings down; the arguments of ``flwr`` that start it."""
-    app, settings = deployment.folder / "app", deployment.folder / "run.toml"
-    _snapshot(ROOT, app)
+    settings = deployment.folder / "run.toml"
     asked = tuple(overrides(*asked, "runtime=flower", f"output='{output}'", methods=["di"]))
     settings.write_text(f"overrides = {json.dumps(json.dumps(asked))}\n")
-    return ["run", str(app), "lab", "--stream", "-c", str(settings)]
+    return ["run", str(ROOT), "lab", "--stream", "-c", str(settings)]
 
 
 def test_a_deployment_trains_to_the_weights_of_the_run_in_process(deployment: Deployment, tmp_path: Path) -> None:

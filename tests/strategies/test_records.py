@@ -57,8 +57,17 @@ def test_a_sum_travels_without_its_updates() -> None:
     )
     assert sorted(record) == ["metrics-6", "metrics-8", "sum"]
     answer = answer_from_message(reply(record), [6, 8], 1, sums=True)
-    assert answer.sum is not None and answer.sum.sums["w"].item() == 25.0 and answer.sum.examples == 14
+    assert answer.sums is not None and answer.sums["w"].item() == 25.0 and sum(update.examples for update in answer.updates) == 14
     assert [(update.partition, update.weights, update.metrics) for update in answer.updates] == [(6, {}, {"loss": 1.0}), (8, {}, {})]
+
+
+def test_a_sum_of_which_a_part_cannot_be_read_is_not_used() -> None:
+    """Nobody can take that part out of it."""
+    record = answer_to_record([Update(p, 1, {"w": torch.ones(1)}, 3) for p in (0, 1)], {2: "the disk is full"}, sums=True)
+    del record["metrics-1"]
+    answer = answer_from_message(reply(record), [0, 1, 2], 1, sums=True)
+    assert answer.updates == [] and answer.sums is None
+    assert [error.client for error in answer.errors] == [2, 0, 1]
 
 
 def test_label_counts_travel_only_where_they_were_given() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from strategies.cohort import cohort_of, collect, roll_call
 from strategies.federation import Federation
 from strategies.records import answer_to_record
 from strategies.rounds import exchange
+from strategies.tensors import to_arrays
 
 _flwr.join(1, 1)
 
@@ -103,6 +105,28 @@ def test_replies_in_order_are_in_memory_one_at_a_time() -> None:
     asked = {100 + partition: [partition] for partition in range(3)}
     for answer in collect(watched, asked, 1, lambda partition: {"w": torch.zeros(1)}, 3, lambda error: None):
         assert seen == list(range(answer.updates[0].partition + 1))
+
+
+W = {"w": torch.zeros(2)}
+
+
+@pytest.mark.parametrize(
+    ("sums", "examples", "message"),
+    [
+        ({"w": torch.tensor([1.0, torch.nan], dtype=torch.float64)}, 3, "the sum of partitions 0 to 1: tensor 'w' is not finite"),
+        ({"w": torch.zeros(3, dtype=torch.float64)}, 3, "the sum of partitions 0 to 1: tensor 'w' must be .2,. torch.float64"),
+        ({"w": torch.zeros(2)}, 3, "the sum of partitions 0 to 1: tensor 'w' must be .2,. torch.float64"),
+        ({"w": torch.zeros(2, dtype=torch.float64)}, 0, "client 1, round 1, checking the update: the number of examples must be >= 1"),
+    ],
+)
+def test_a_bad_sum_is_left_out_as_a_whole(sums: dict, examples: int, message: str) -> None:
+    asked = Message(RecordDict(), 100, "train")
+    _flwr.number(asked, "m")
+    record = answer_to_record([Update(0, 1, W, 5), Update(1, 1, W, examples)], {}, sums=True)
+    record["sum"] = to_arrays(sums)
+    bad: list[UpdateError] = []
+    (answer,) = collect([Message(record, reply_to=asked)], {100: [0, 1]}, 1, lambda _: W, 0, bad.append, sums=True)
+    assert answer.updates == [] and len(bad) == 1 and re.search(message, str(bad[0]))
 
 
 def federation(clients: int, cohort: int | None, clients_per_node: int = 1) -> Federation:
