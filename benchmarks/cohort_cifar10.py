@@ -26,7 +26,8 @@ BEGAN = time.perf_counter()
 CLIENTS, COHORT, ROUNDS, REPEATS, BATCH, RATE = 1000, 50, 20, 3, 10, 0.1
 OURS = [
     "dataset=cifar10", "model=cnn_dropout", "partition=iid", f"clients={CLIENTS}", f"cohort={COHORT}", f"rounds={ROUNDS}", "minimum=1",
-    "strategy=fedavg", "evaluate_clients=false", "training.epochs=1", f"training.batch_size={BATCH}", f"training.lr={RATE}",
+    "strategy=fedavg", "evaluate_clients=false", f"evaluate_every={ROUNDS}", "training.epochs=1",
+    f"training.batch_size={BATCH}", f"training.lr={RATE}",
     "training.momentum=0", "training.clip=1e6",
 ]  # fmt: skip
 RUNS = {

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
 from fedimpr.errors import FedimprError  # noqa: E402
 from sim.config import CONFIGS, from_tree, placed  # noqa: E402
+from sim.runs import run  # noqa: E402
 
 failures: list[str] = []
 
@@ -30,21 +31,7 @@ def hydra_main(config: DictConfig) -> None:
     """One run; of a sweep, one point. What fails is told in one line and does not keep the next point from running."""
     try:
         settings = placed(from_tree(OmegaConf.to_container(config, resolve=True)))  # type: ignore[arg-type]
-        if settings.runtime["name"] == "flower":
-            from sim.federation import check
-            from sim.flower import run_experiment
-
-            check(settings)  # here, not a quarter of a minute later in Flower
-            if status := run_experiment(settings, HydraConfig.get().overrides.task):
-                failures.append(f"flwr run ended with status {status}")
-        elif settings.runtime["name"] == "ray":
-            from sim.on_ray import run_on_ray
-
-            run_on_ray(settings)
-        else:
-            from sim.local import run_local  # PyTorch and Flower take seconds to import: --help must not wait for them
-
-            run_local(settings)
+        run(settings, HydraConfig.get().overrides.task)
     except (FedimprError, OmegaConfBaseException) as error:
         failed(error)
 
@@ -63,7 +50,7 @@ def main() -> None:
 def guarded(command: Callable[[], None], config: str) -> NoReturn:
     """Run the Hydra main of a primary configuration; every expected failure is one line and exit status 1, an interruption 130 or 143."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through to here instead of printing them in four lines
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, stop)
     try:
         command()
     except (HydraException, OmegaConfBaseException) as error:
@@ -81,7 +68,8 @@ class Terminated(BaseException):
     """SIGTERM came; like KeyboardInterrupt, nothing that handles errors must swallow it."""
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
+def stop(number: int, frame: FrameType | None) -> None:
+    """Handles SIGTERM."""
     raise Terminated(f"signal {signal.Signals(number).name}")
 
 

@@ -30,7 +30,7 @@ from fedimpr.errors import ConfigError
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 # The keys at the top that decide no result: where a run is written, run, kept and resumed from.
-DECIDE_NOTHING = ("output", "resume", "runtime", "evaluate_clients", "save_seconds")
+DECIDE_NOTHING = ("output", "resume", "runtime", "evaluate_clients", "evaluate_every", "save_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,7 @@ class Settings:
         output: the result folder; nothing means ``results/<name>/<time>`` (see :func:`placed`).
         resume: a result folder to go on from, or nothing.
         evaluate_clients: whether every client's model is evaluated, for the row "mean client".
+        evaluate_every: global models are evaluated, and their weights written, after every so many rounds and after the last one.
         save_seconds: how old the state of a long server stage may become, >= 0, before it is saved again.
         device: ``cpu``, ``cuda`` or ``auto``.
         dataset: what :func:`fedimpr.data.load` takes, beside what models need to know of it.
@@ -73,6 +74,7 @@ class Settings:
     output: str | None
     resume: str | None
     evaluate_clients: bool
+    evaluate_every: int
     save_seconds: float
     device: Literal["auto", "cpu", "cuda"]
     dataset: Mapping[str, Any]
@@ -86,7 +88,7 @@ class Settings:
     runtime: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        for key in ("clients", "clients_per_node", "minimum", "rounds"):
+        for key in ("clients", "clients_per_node", "minimum", "rounds", "evaluate_every"):
             if getattr(self, key) < 1:
                 raise ConfigError(key, getattr(self, key), "an integer >= 1")
         if self.cohort is not None and not 1 <= self.cohort <= self.clients:

@@ -13,19 +13,38 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 GRACE_SECONDS = 3.0
+
+
+class Process(Protocol):
+    """What of a process matters here, however it was started; :class:`subprocess.Popen` is one."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status, or nothing as far as is known."""
+
+    def poll(self) -> int | None:
+        """Look, and return the exit status or nothing."""
+
+    def terminate(self) -> None:
+        """Ask it to stop."""
 
 
 class Family:
     """Processes of ours and all that descend from them, also where a parent is gone: who shares a session with one belongs to it."""
 
     def __init__(self) -> None:
-        self.own: list[subprocess.Popen[str]] = []
+        self.own: list[Process] = []
         self.sessions: set[int] = set()
         self.reader: threading.Thread | None = None  # ends when the last writer has
 
-    def adopt(self, process: subprocess.Popen[str]) -> None:
+    def adopt(self, process: Process) -> None:
         """Take in a process that leads its own session."""
         self.own.append(process)
         self.sessions.add(process.pid)

@@ -112,9 +112,9 @@ def _line(stage: str, state: _Stage, now: float, done: int, total: int, info: Ma
     if info:
         parts.append(_words(info))
     if done >= total:
-        parts.append(f"took {_duration(now - state.begun)}")
+        parts.append(f"took {duration(now - state.begun)}")
     elif done > state.first:
-        parts.append(f"{_duration((now - state.begun) * (total - done) / (done - state.first))} left")
+        parts.append(f"{duration((now - state.begun) * (total - done) / (done - state.first))} left")
     return ", ".join(parts)
 
 
@@ -123,7 +123,8 @@ def _words(info: Mapping[str, object]) -> str:
     return ", ".join(f"{name} {word}" for name, word in words.items())
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in words, e.g. ``1 h 05 min``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

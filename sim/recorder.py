@@ -125,7 +125,9 @@ class Recorder:
             self.scores = []
 
     def candidate(self, round: int, name: str, model: nn.Module, cost: Cost) -> None:
-        """Evaluate a model for all clients and keep its weights."""
+        """Evaluate a model for all clients and keep its weights, where it is the round for it."""
+        if round % self.settings.evaluate_every and round != self.settings.rounds:
+            return
         score = evaluate(model, self.data.test)
         self.folder.metric("candidate", round=round, method=name, test_accuracy=score.accuracy, test_loss=score.loss, **asdict(cost))
         file = name.lower().replace(" ", "-")

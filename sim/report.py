@@ -170,11 +170,18 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def conclude(folder: Path) -> None:
-    """Close the record of a run that was killed and could not do so itself: it is interrupted, and its report shows what was finished."""
+def conclude(folder: Path, error: str | None = None) -> None:
+    """Close the record of a run that could not do so itself, and show in its report what was finished.
+
+    Args:
+        folder: its result folder.
+        error: why it has failed; without one, a run that was still at work was killed, and is interrupted.
+    """
     run = _read(folder / "run.json", json.loads)
-    if isinstance(run, dict) and run.get("status") == "running":
-        replace_file(folder / "run.json", (json.dumps({**run, "status": "interrupted"}, indent=1) + "\n").encode())
+    run = run if isinstance(run, dict) else {}
+    if error is not None or run.get("status") == "running":
+        ending = {"status": "interrupted"} if error is None else {"status": "failed", "error": error}
+        replace_file(folder / "run.json", (json.dumps({**run, **ending}, indent=1, ensure_ascii=False) + "\n").encode(errors="replace"))
         write_report(folder)
 
 

@@ -1,0 +1,1 @@
+"""Studies: one question asked of many runs, and their results on one page."""
