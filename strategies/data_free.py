@@ -57,6 +57,7 @@ class DataFree(Strategy):
         distillation: how students learn.
         weighting: of the ensemble's members: ``"uniform"``, by number of ``"examples"``, or per class by ``"label_counts"``, which
             clients must consent to send.
+        weightings_beside: others, whose ensembles are shown beside that one and teach nobody.
         minimum_updates: good updates below which a round fails; ``None``: as many as were asked.
         timeout: seconds to wait for the clients of a round.
     """
@@ -68,6 +69,7 @@ class DataFree(Strategy):
         methods: Mapping[str, Method],
         distillation: Distillation,
         weighting: Weighting,
+        weightings_beside: tuple[Weighting, ...],
         minimum_updates: int | None,
         timeout: float,
     ) -> None:
@@ -75,6 +77,7 @@ class DataFree(Strategy):
             raise ConfigError("synthesis", "nothing", "one method or more, e.g. synthesis=[di,cmi]")
         self.federation, self.methods, self.distillation = federation, dict(methods), distillation
         self.weighting, self.minimum_updates, self.timeout = weighting, federation.minimum(minimum_updates), timeout
+        self.weightings_beside = [other for other in weightings_beside if other != weighting]
         self.banks = {name: Bank(method.mining.capacity) for name, method in methods.items()}
         self.nodes: list[int] = []  # in the order of places
         self.asked: dict[int, list[int]] = {}  # this round's partitions by node
@@ -106,9 +109,15 @@ class DataFree(Strategy):
             mean = placed(loaded(fed.build(None), average(updates)), fed.device)
             watch.candidate(server_round, "one-shot FedAvg" if server_round == 1 else "FedAvg", mean, Cost(time.monotonic() - start))
 
-        start = time.monotonic()
-        ensemble = Ensemble(members, self._weights(updates)).to(fed.device)
-        watch.candidate(server_round, f"{self.weighting} ensemble", ensemble, Cost(time.monotonic() - start))
+        def ensemble_of(weighting: Weighting) -> Ensemble:
+            start = time.monotonic()
+            ensemble = Ensemble(members, weights_of(updates, weighting)).to(fed.device)
+            watch.candidate(server_round, f"{weighting} ensemble", ensemble, Cost(time.monotonic() - start))
+            return ensemble
+
+        ensemble = ensemble_of(self.weighting)  # the first to be told is the one that the others are measured by
+        for other in self.weightings_beside:
+            ensemble_of(other)
         students = {name: self._student(name, ensemble, server_round) for name in self.methods}
         return to_arrays(next(iter(students.values())).cpu().state_dict()), MetricRecord({"updates": len(updates)})
 
@@ -165,18 +174,6 @@ class DataFree(Strategy):
         fed.watch.candidate(round, f"student by {name.upper()}", student, cost)
         return student
 
-    def _weights(self, updates: Sequence[Update]) -> Tensor | None:
-        if self.weighting == "uniform":
-            return None
-        if self.weighting == "examples":
-            return torch.tensor([update.examples for update in updates])
-        silent = [update.partition for update in updates if update.label_counts is None]
-        if silent:
-            raise ConfigError(
-                "strategy.weighting", "label_counts", f"that clients consent: client {silent[0]} sent none; set send_label_counts=true"
-            )
-        return torch.stack([update.label_counts for update in updates if update.label_counts is not None])
-
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """No client evaluates."""
         return []
@@ -201,3 +198,21 @@ class DataFree(Strategy):
             method.synthesizer.load_state_dict(under(state, f"{name}/synthesizer/"))
             held = under(state, f"{name}/bank/")
             self.banks[name].load_state_dict({key: value.to(self.federation.device) for key, value in held.items()})
+
+
+def weights_of(updates: Sequence[Update], weighting: Weighting) -> Tensor | None:
+    """The weights of an ensemble's members, (M,), or (M, K) by class; ``None`` where all are equal.
+
+    Raises:
+        ConfigError: label counts are wanted, and a client sent none.
+    """
+    if weighting == "uniform":
+        return None
+    if weighting == "examples":
+        return torch.tensor([update.examples for update in updates])
+    silent = [update.partition for update in updates if update.label_counts is None]
+    if silent:
+        raise ConfigError(
+            "strategy.weighting", "label_counts", f"that clients consent: client {silent[0]} sent none; set send_label_counts=true"
+        )
+    return torch.stack([update.label_counts for update in updates if update.label_counts is not None])
