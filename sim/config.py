@@ -124,6 +124,11 @@ class Settings:
         return hashlib.sha256(json.dumps(tree).encode()).hexdigest()
 
 
+def quoted(text: str) -> str:
+    """A text as a value on Hydra's command line, where a backslash means itself, but before a quote."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
+
+
 def from_json(text: str) -> Settings:
     """Settings from what :meth:`Settings.to_json` gave, checked."""
     return from_tree(json.loads(text))

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO
 
 from fedimpr.errors import ConfigError, FedimprError
-from sim.config import Settings
+from sim.config import Settings, quoted
 from sim.environment import QUIET
 from sim.processes import Family, orphans_adopted, signals_raise, signals_wait
 from sim.report import conclude
@@ -244,10 +244,10 @@ def run_experiment(settings: Settings, overrides: Sequence[str]) -> int:
     """:func:`run` an experiment of this tree, with ``runtime=flower`` among its overrides; relative paths are meant from here."""
     paths = {"output": settings.output, "resume": settings.resume}
     paths |= {f"dataset.{key}": settings.dataset.get(key) for key in ("folder", "cache")}
-    absolute = {key: os.path.abspath(os.path.expanduser(path)).replace("'", "\\'") for key, path in paths.items() if path is not None}
+    absolute = {key: quoted(os.path.abspath(os.path.expanduser(path))) for key, path in paths.items() if path is not None}
     try:
         return run(
-            [*overrides, *(f"{key}='{path}'" for key, path in absolute.items())],
+            [*overrides, *(f"{key}={path}" for key, path in absolute.items())],
             nodes=settings.nodes,
             cpus_per_client=settings.runtime["cpus_per_client"],
             gpus_per_client=settings.runtime["gpus_per_client"],

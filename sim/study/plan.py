@@ -26,7 +26,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedimpr.errors import ConfigError
-from sim.config import CONFIGS, Settings, call, composed, in_one_line
+from sim.config import CONFIGS, Settings, call, composed, in_one_line, quoted
 
 LONGEST = 120  # letters of a folder's name
 
@@ -125,10 +125,13 @@ def read_study(arguments: Sequence[str]) -> Study:
     """The study of a command line: ``study=<name>``, ``study.<key>=<value>`` and, as ``-m`` takes them, settings of the runs.
 
     A setting with several values becomes an axis, or takes the place of the axis of its name; with one value it holds for all runs.
+    ``~key`` takes back what the study says of it.
 
     Raises:
         ConfigError: there is no such study, or one of its keys is wrong.
     """
+    if not any(argument.startswith("study=") for argument in arguments):
+        raise ConfigError("study", None, f"one of {', '.join(sorted(path.stem for path in (CONFIGS / 'study').glob('*.yaml')))}")
     own = [argument.removeprefix("study.") for argument in arguments if re.match(r"study[.=]", argument)]
     for argument in own:
         if argument.partition("=")[0] in ("axes", "base"):
@@ -167,7 +170,10 @@ def _changed(study: Study, override: Override) -> Study:
         return replace(study, axes={**study.axes, key: {value: named[value] for value in values}})
     if several or key in study.axes:
         return replace(study, axes={**study.axes, key: tuple(Raw(value) for value in values)})
-    return replace(study, base=(*(part for part in study.base if part.partition("=")[0] != key), line))
+    kept = tuple(part for part in study.base if part.lstrip("+~").partition("=")[0] != key.lstrip("+~"))
+    if override.is_delete() and len(kept) < len(study.base):
+        return replace(study, base=kept)
+    return replace(study, base=(*kept, line))
 
 
 class Raw(str):
@@ -184,10 +190,10 @@ def text_of(value: Any) -> str:
         return "{" + ",".join(f"{key}:{text_of(part)}" for key, part in value.items()) + "}"
     if isinstance(value, list | tuple):
         return f"[{','.join(map(text_of, value))}]"
-    plain = str(value)
-    if not isinstance(value, str) or re.fullmatch(r"[A-Za-z0-9_./+-]+", plain):
-        return plain
-    return "'" + plain.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    if isinstance(value, str):
+        simple = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", value) and value.lower() not in ("null", "true", "false", "nan", "inf")
+        return value if simple else quoted(value)
+    return str(value)
 
 
 def _choices(name: str, values: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -224,7 +230,7 @@ def checked(study: Study) -> Settings:
 def _composed(overrides: Sequence[str]) -> Settings:
     try:
         return composed(overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last of these where a group is to be null
         raise _wrong(error, overrides, "config") from None
 
 

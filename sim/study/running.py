@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedimpr.errors import ConfigError
-from sim.config import Settings
+from sim.config import Settings, quoted
 from sim.processes import Family
 from sim.study.child import play
 from sim.study.plan import Point, Study
@@ -172,10 +172,10 @@ def places(study: Study, settings: Settings) -> int:
 
 def _started(study: Study, point: Point, context: Any, gpu: int | None) -> Active:
     folder = study.folder.resolve() / "points" / point.name
-    overrides = [*point.overrides, f"output={quoted(folder)}"]
+    overrides = [*point.overrides, f"output={quoted(str(folder))}"]
     if status_of(folder) != "waiting" and (folder / "config.yaml").exists():
         _wait_until_free(folder)
-        overrides.append(f"resume={quoted(folder)}")
+        overrides.append(f"resume={quoted(str(folder))}")
     elif folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,11 +185,6 @@ def _started(study: Study, point: Point, context: Any, gpu: int | None) -> Activ
     run = Active(point, folder, process, gpu)
     run.family.adopt(run)
     return run
-
-
-def quoted(path: Path) -> str:
-    """A path as a value on Hydra's command line."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _hold_to_limits(study: Study, run: Active) -> None:
