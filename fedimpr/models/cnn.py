@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from fedimpr.models.architecture import Architecture, Shape
+from fedimpr.models.pooling import MaxPool2x2
 
 
 def cnn128(shape: Shape, classes: int) -> nn.Module:
@@ -16,8 +17,8 @@ def cnn128(shape: Shape, classes: int) -> nn.Module:
     channels, *sides = shape
     height, width = (((side - 2) // 2 - 2) // 2 - 2 for side in sides)
     return nn.Sequential(
-        *(nn.Conv2d(channels, 128, 3), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(128, 128, 3), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(channels, 128, 3), nn.ReLU(), MaxPool2x2()),
+        *(nn.Conv2d(128, 128, 3), nn.ReLU(), MaxPool2x2()),
         *(nn.Conv2d(128, 128, 3), nn.ReLU()),
         nn.Flatten(),
         nn.Linear(128 * height * width, classes),
@@ -33,7 +34,7 @@ def cnn_dropout(shape: Shape, classes: int) -> nn.Module:
     channels, height, width = shape
     return nn.Sequential(
         *(nn.Conv2d(channels, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU()),
-        *(nn.MaxPool2d(2), nn.Dropout(0.25), nn.Flatten()),
+        *(MaxPool2x2(), nn.Dropout(0.25), nn.Flatten()),
         *(nn.Linear(64 * ((height - 4) // 2) * ((width - 4) // 2), 128), nn.ReLU(), nn.Dropout(0.5)),
         nn.Linear(128, classes),
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 from torch import nn
 
 from fedimpr.models.architecture import Architecture, Shape
+from fedimpr.models.pooling import MaxPool2x2
 
 
 def lenet5(shape: Shape, classes: int, *, batch_norm: bool) -> nn.Module:
@@ -32,7 +33,7 @@ def _lenet(shape: Shape, classes: int, widths: tuple[int, int, int, int], batch_
 
     def block(inputs: int, outputs: int, padding: int) -> list[nn.Module]:
         norm = [nn.BatchNorm2d(outputs)] if batch_norm else []
-        return [nn.Conv2d(inputs, outputs, 5, padding=padding), *norm, nn.ReLU(), nn.MaxPool2d(2)]
+        return [nn.Conv2d(inputs, outputs, 5, padding=padding), *norm, nn.ReLU(), MaxPool2x2()]
 
     return nn.Sequential(
         *block(channels, a, first),

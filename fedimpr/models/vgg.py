@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from fedimpr.models.architecture import Architecture, Shape
+from fedimpr.models.pooling import MaxPool2x2
 from fedimpr.models.resnet import GlobalMean
 
 
@@ -14,7 +15,7 @@ def vgg11(shape: Shape, classes: int) -> nn.Module:
     inputs = shape[0]
     for stage, kernels in enumerate(((64,), (128,), (256, 256), (512, 512), (512, 512))):
         if stage > 0:
-            layers.append(nn.MaxPool2d(2))
+            layers.append(MaxPool2x2())
         for outputs in kernels:
             layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
             inputs = outputs
