@@ -19,7 +19,8 @@ class MaxPool2x2(nn.MaxPool2d):
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H // 2, W // 2)."""
         if images.device.type != "cpu" or (images.requires_grad and torch.is_grad_enabled()) or not images.is_contiguous():
-            return super().forward(images)
+            pooled: Tensor = super().forward(images)
+            return pooled
         height, width = (side // 2 * 2 for side in images.shape[-2:])
         rows = torch.maximum(images[..., :height:2, :width], images[..., 1:height:2, :width])
         return torch.maximum(rows[..., ::2], rows[..., 1::2])
