@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedimpr.errors import ConfigError, FedimprError
-from sim.config import DECIDE_NOTHING, Settings
+from sim.config import DECIDE_NOTHING, Settings, flat
 from strategies.keep import UPDATES
 from strategies.rounds import Resumable
 
@@ -166,15 +166,9 @@ def _parsed(path: Path) -> dict[str, object]:
 
 
 def _difference(before: object, now: object) -> str:
-    old, new = _flat(before), _flat(now)
+    old, new = flat(before), flat(now)
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     return "; ".join(f"{key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in keys)
-
-
-def _flat(tree: object, path: str = "") -> dict[str, object]:
-    if isinstance(tree, dict):
-        return {key: value for name, part in tree.items() for key, value in _flat(part, f"{path}.{name}" if path else name).items()}
-    return {path: tree}
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from fedimpr.errors import ConfigError
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 # The keys at the top that decide no result: where a run is written, run, kept and resumed from.
-DECIDE_NOTHING = ("output", "resume", "runtime", "evaluate_clients", "evaluate_every", "save_seconds")
+DECIDE_NOTHING = ("output", "resume", "runtime", "evaluate_clients", "evaluate_every", "save_seconds", "tracking")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,7 @@ class Settings:
         evaluate_clients: whether every client's model is evaluated, for the row "mean client".
         evaluate_every: global models are evaluated, and their weights written, after every so many rounds and after the last one.
         save_seconds: how old the state of a long server stage may become, >= 0, before it is saved again.
+        tracking: libraries that are told every line of the metrics, see :mod:`sim.tracking`.
         device: ``cpu``, ``cuda`` or ``auto``.
         dataset: what :func:`fedimpr.data.load` takes, beside what models need to know of it.
         partition: a recipe.
@@ -76,6 +77,7 @@ class Settings:
     evaluate_clients: bool
     evaluate_every: int
     save_seconds: float
+    tracking: tuple[Literal["tensorboard", "mlflow"], ...]
     device: Literal["auto", "cpu", "cuda"]
     dataset: Mapping[str, Any]
     partition: Mapping[str, Any]
@@ -127,6 +129,13 @@ class Settings:
 def quoted(text: str) -> str:
     """A text as a value on Hydra's command line, where a backslash means itself, but before a quote."""
     return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
+
+
+def flat(tree: object, path: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings by dotted key; lists are leaves."""
+    if isinstance(tree, Mapping):
+        return {key: value for name, part in tree.items() for key, value in flat(part, f"{path}.{name}" if path else str(name)).items()}
+    return {path: tree}
 
 
 def from_json(text: str) -> Settings:

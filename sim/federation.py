@@ -15,6 +15,7 @@ from fedimpr import models, seeds
 from fedimpr.data import Dataset, load
 from fedimpr.data.partition import Partition, deal
 from fedimpr.errors import ConfigError
+from sim import tracking
 from sim.config import Settings, call, construct
 from strategies import Federation, Method, Nobody, Watch
 from strategies.keep import Keep, Nowhere
@@ -147,6 +148,7 @@ def check(settings: Settings) -> None:
     construct(settings.training, "training")
     for partition in (None, *range(len(settings.client_models or ()))):
         build_model(settings, partition)
+    tracking.check(settings.tracking)
     strategy_of(settings, Nobody())  # built and thrown away
     partition_of(settings)
 

@@ -30,6 +30,7 @@ from sim.config import Settings, quoted
 from sim.environment import QUIET
 from sim.processes import Family, orphans_adopted, signals_raise, signals_wait
 from sim.report import conclude
+from sim.tracking import tracking_uri
 
 PROJECT = Path(__file__).resolve().parents[1]  # a checkout, or the site-packages folder that a wheel was installed into
 START_SECONDS = 60.0
@@ -245,6 +246,8 @@ def run_experiment(settings: Settings, overrides: Sequence[str]) -> int:
     paths = {"output": settings.output, "resume": settings.resume}
     paths |= {f"dataset.{key}": settings.dataset.get(key) for key in ("folder", "cache")}
     absolute = {key: quoted(os.path.abspath(os.path.expanduser(path))) for key, path in paths.items() if path is not None}
+    if "mlflow" in settings.tracking:  # the folder of the server's app does not last
+        os.environ["MLFLOW_TRACKING_URI"] = tracking_uri()
     try:
         return run(
             [*overrides, *(f"{key}={path}" for key, path in absolute.items())],

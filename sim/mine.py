@@ -100,7 +100,7 @@ def run(settings: Settings) -> None:
     )
     folder = Path(settings.output)
     try:
-        with Progress() as bar:
+        with Progress(unit="images") as bar:
             made, seconds = mine(task, folder, workers=settings.workers, progress=bar)
     except BaseException as error:
         if not isinstance(error, Exception):

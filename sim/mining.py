@@ -98,7 +98,7 @@ def mine(task: Task, folder: Path, *, workers: int, progress: Progress) -> tuple
         task: what to mine.
         folder: takes the parts; one that holds some of this very task's is continued.
         workers: processes; 1 is this one.
-        progress: told how many images are done, and how many a second.
+        progress: told how many images are done.
 
     Raises:
         ConfigError: a setting is wrong, or the folder belongs to another task.
@@ -128,16 +128,12 @@ class _Meter:
     def __init__(self, task: Task, missing: Sequence[int], progress: Progress) -> None:
         self.task, self.progress = task, progress
         self.shares = dict.fromkeys(range(task.job.parts), 1.0) | dict.fromkeys(missing, 0.0)
-        self.begun, self.first = time.monotonic(), self.images()
-
-    def images(self) -> float:
-        return sum(self.task.job.size(part) * share for part, share in self.shares.items())
 
     def __call__(self, stream: int, part: int, share: float, loss: float | None) -> None:
         self.shares[part] = share
-        images, spent = self.images(), max(time.monotonic() - self.begun, 1e-9)
+        images = sum(self.task.job.size(part) * share for part, share in self.shares.items())
         info = {} if loss is None else {"loss": loss}
-        self.progress(f"mining {self.task.method}", int(images), self.task.job.count, **info, **{"images/s": (images - self.first) / spent})
+        self.progress(f"mining {self.task.method}", int(images), self.task.job.count, **info)
 
 
 def _work(task: Task, files: PartsFolder, streams: Sequence[int], device: torch.device, tell: Tell) -> None:

@@ -1,130 +1,106 @@
-"""What a person sees while a run goes on, and its table at the end."""
+"""What a person sees while a run goes on."""
 
 from __future__ import annotations
 
-import io
+import logging
+import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from types import TracebackType
 
-from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
-from rich.table import Table
+from rich.live import Live
 from rich.text import Text
 from torch import Tensor
 
-from sim.results import Row
+from sim.stages import Rounds, Stage, Work, duration, speed
+from sim.view import View
 
-DRAW = 0.1  # seconds between two updates of a bar
-SAY = 5.0  # seconds between two lines about a stage, where there is no terminal
-
-
-@dataclass
-class _Stage:
-    begun: float
-    first: int
-    shown: int
-    due: float
-    ended: bool = False
-    task: TaskID | None = None
+DRAW = 0.25  # seconds between two pictures on a terminal
+SAY = 5.0  # seconds between two lines, where there is none
+UNITS = {"training clients": "clients"}  # of stages that count something else than the others
 
 
 class Progress:
-    """Call it after every step of a long loop: ``progress("mining DI", 20, 1000, loss=0.3)``.
+    """Call it after every step of a long loop: ``progress("mining di", 20, 1000, loss=0.3)``.
 
-    On a terminal each stage has a bar with the time left; elsewhere there is a line now and then. A call that has nothing to show returns
+    On a terminal there is a picture, see :mod:`sim.view`; elsewhere there is a line now and then. A call that has nothing to show returns
     at once and does not look at ``info``, so a loss may stay on its device.
 
     Args:
         console: where to; stderr by default.
+        unit: what stages count, but for :data:`UNITS`.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
-        self._stages: dict[str, _Stage] = {}
-        self._bars: Bars | None = None
-        if self.console.is_terminal:
-            self._bars = Bars(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(compact=True),
-                TextColumn("{task.fields[info]}", markup=False),
-                console=self.console,
-                refresh_per_second=1 / DRAW,
-            )
+    def __init__(self, console: Console | None = None, unit: str = "steps") -> None:
+        self.console, self.unit, self.work = console or Console(stderr=True), unit, Work()
+        self._handlers: list[logging.StreamHandler] = []
+        self._live: Live | None = None
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            self._live = Live(get_renderable=View(self.console, self.work), console=self.console, refresh_per_second=1 / DRAW)
+        self._pause = DRAW if self._live else SAY
+        self._last = time.monotonic()
+        self._due = self._last + self._pause
 
     def __enter__(self) -> Progress:
-        if self._bars:
-            self._bars.start()
+        if self._live:
+            before = sys.stderr
+            self._live.start()
+            # Warnings go above the picture, but their handlers still hold the stream that it has replaced.
+            handlers = [one for one in logging.getLogger().handlers if isinstance(one, logging.StreamHandler)]
+            self._handlers = [one for one in handlers if one.stream is before]
+            for handler in self._handlers:
+                handler.setStream(sys.stderr)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bars:
-            self._bars.stop()
+        self.work.ended = True
+        if self._live:
+            self._live.stop()
+            for handler in self._handlers:
+                handler.setStream(sys.stderr)
+
+    def round(self, round: int, rounds: int) -> None:
+        """A round of so many begins; what the one before has left open is over."""
+        now = self._last = time.monotonic()
+        for stage in self.work.stages.values():
+            stage.ended = True
+        if self.work.rounds is None:
+            self.work.rounds = Rounds(now, now, round, rounds)
+        else:
+            known = self.work.rounds
+            self.work.rounds = Rounds(known.begun, now, round, rounds, known.over + 1)
 
     def __call__(self, stage: str, done: int, total: int, **info: object) -> None:
-        """``done`` of ``total`` steps of ``stage`` are finished; a stage that begins anew starts its bar again."""
+        """``done`` of ``total`` steps of ``stage`` are finished; a stage that begins anew is counted anew."""
         now = time.monotonic()
-        state = self._stages.get(stage)
-        if state is not None and done < total and now < state.due:
-            return
+        passed, self._last = now - self._last, now
+        state = self.work.stages.get(stage)
         if state is None:
-            state = self._stages[stage] = _Stage(now, done, done, now if self._bars else now + SAY)
-        elif done < state.shown:
-            state.begun, state.first = now, done
-        state.shown = done
-        if self._bars:
-            self._draw(self._bars, stage, state, done, total, info)
-            state.due = now + DRAW
-        elif now >= state.due or (done >= total and not state.ended):
-            self.console.print(Text(_line(stage, state, now, done, total, info)), soft_wrap=True)
-            state.due = now + SAY
-        state.ended = state.ended or done >= total
+            state = self.work.stages[stage] = Stage(stage, UNITS.get(stage, self.unit), done, done, total)
+        elif state.ended or done < state.done:
+            state.before, state.spent, state.first, state.ended = state.before + state.spent, 0.0, done, False
+        else:
+            state.spent, state.done = state.spent + passed, done
+            if done < total and now < self._due:
+                return
+        state.done, state.total, state.ended, self.work.current = done, total, done >= total, stage
+        if now >= self._due or state.ended:
+            state.words = _words(info)
+        if now >= self._due or (state.ended and not state.said):
+            state.said, self._due = state.said or state.ended, now + self._pause
+            if not self._live:
+                self.console.print(Text(self._line(state, now)), soft_wrap=True)
 
-    def _draw(self, bars: Bars, stage: str, state: _Stage, done: int, total: int, info: Mapping[str, object]) -> None:
-        if state.task is None:
-            state.task = bars.add_task(stage, total=total, info="")
-        elif done == state.first:
-            bars.reset(state.task)
-        bars.update(state.task, completed=done, total=total, info=_words(info))
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The final table in plain characters; it is Markdown, so it can be pasted into a note as it is."""
-    made = Table(box=box.MARKDOWN)
-    made.add_column("method", overflow="fold")
-    for name in ("accuracy (%)", "ratio to the ensemble", "seconds"):
-        made.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        ratio = "-" if row.ratio is None else f"{row.ratio:.3f}"
-        made.add_row(Text(row.method), f"{100 * row.accuracy:.2f}", ratio, f"{row.seconds:.1f}")
-    out = io.StringIO()
-    Console(file=out, width=100).print(made)
-    return out.getvalue().strip()
-
-
-def _line(stage: str, state: _Stage, now: float, done: int, total: int, info: Mapping[str, object]) -> str:
-    parts = [f"{stage}: {done}/{total}"]
-    if info:
-        parts.append(_words(info))
-    if done >= total:
-        parts.append(f"took {duration(now - state.begun)}")
-    elif done > state.first:
-        parts.append(f"{duration((now - state.begun) * (total - done) / (done - state.first))} left")
-    return ", ".join(parts)
+    def _line(self, state: Stage, now: float) -> str:
+        round, elapsed, rest = self.work.told(now)
+        left = f"{duration(state.left)} left" if state.left is not None else ""
+        end = f"took {duration(state.spent)}" if state.ended else left
+        stage = ", ".join(filter(None, (f"{state.name}: {state.done}/{state.total}", state.words, speed(state), end)))
+        run = ", ".join(filter(None, (elapsed, rest)))
+        return "; ".join(filter(None, (f"{round}, {stage}" if round else stage, run and f"the run: {run}")))
 
 
 def _words(info: Mapping[str, object]) -> str:
     words = {name: f"{float(value):.4g}" if isinstance(value, float | Tensor) else str(value) for name, value in info.items()}
     return ", ".join(f"{name} {word}" for name, word in words.items())
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words, e.g. ``1 h 05 min``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

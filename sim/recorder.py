@@ -23,9 +23,13 @@ from fedimpr.measures import describe, drawn
 from fedimpr.models import Classifier
 from fedimpr.update import Update
 from sim.config import Settings
+from sim.curves import write_curves
 from sim.federation import build_model, dataset_of, device_of, partition_of
-from sim.progress import Progress, table
+from sim.progress import Progress
 from sim.results import MEASURED, NEIGHBOURS, Row, RunFolder, Sheet, Status, peak_memory_mb, read_metrics, read_rows, replace_file
+from sim.tables import results
+from sim.tracking import Run, Tracking
+from sim.weights import weights_hash
 from strategies import Cost
 from strategies.federation import loaded
 
@@ -53,12 +57,13 @@ class Recorder:
         resumed = settings.resume is not None and Path(settings.resume).resolve() == settings.folder.resolve()
         self.rows = {row.method: row for row in read_rows(settings.folder / "summary.json")} if resumed else {}
         told = _forget_after(settings.folder / "metrics.jsonl", done) if resumed else []
-        self.folder = RunFolder(settings.folder, start=self.start, resumed=resumed)
+        self.tracking = Tracking(Run(settings=settings, folder=settings.folder, resumed=resumed))  # not yet at work
+        self.folder = RunFolder(settings.folder, start=self.start, resumed=resumed, told=self.tracking)
         self.folder.rows(list(self.rows.values()))
         self.exclusions = [str(line["reason"]) for line in told if line["stage"] == "excluded"]
         self.sheets: dict[str, Sheet] = {}
         self.accuracies = {name: row.accuracy for name, row in self.rows.items()}
-        self.members = 0
+        self.round, self.members = done + 1, 0
         self.scores: list[float] = []  # of this round's clients
         self.transfer: dict[str, float] = {}  # measures of the impressions that the next student learned from
         self.notes: list[str] = []  # on those impressions
@@ -67,20 +72,23 @@ class Recorder:
     def __enter__(self) -> Recorder:
         self.folder.write_config(yaml.safe_dump(json.loads(self.settings.to_json()), sort_keys=False))
         self.folder.write_manifest({**self.partition.manifest, "classes": self.data.train.classes})
+        self.tracking.start()
         self.bar.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.bar.__exit__(kind, error, trace)
+        status: Status = "finished" if error is None else "failed" if isinstance(error, Exception) else "interrupted"
         try:
-            self._conclude(error)
+            self._conclude(status, error)
         except (FedimprError, OSError) as second:  # of a full disk, say, which is what ended the run: its error must not be lost
             if error is None:
                 raise
             log.error("%s", second)
+        finally:
+            self.tracking.finish(status)
 
-    def _conclude(self, error: BaseException | None) -> None:
-        status: Status = "finished" if error is None else "failed" if isinstance(error, Exception) else "interrupted"
+    def _conclude(self, status: Status, error: BaseException | None) -> None:
         facts = {"excluded": self.exclusions, "seed": self.settings.seed, "config_hash": self.settings.hash()}
         self.folder.finish(status, error=None if error is None else str(error) or type(error).__name__, **facts)
         from sim import plots, report  # matplotlib takes a second to import: only when there is something to draw
@@ -91,15 +99,21 @@ class Recorder:
         if self.sheets:
             plots.draw_impressions(self.sheets, self.folder.path / "impressions.png")
         report.write_report(self.folder.path)
-        print(table(list(self.rows.values())))
+        write_curves(self.folder.path)
+        print(results(list(self.rows.values())))
         print(f"{status}: {self.folder.path}")
+
+    def began(self, round: int) -> None:
+        """Name the round wherever its stages are told of."""
+        self.round = round
+        self.bar.round(round, self.settings.rounds)
 
     def progress(self, stage: str, done: int, total: int, **info: object) -> None:
         """Move the bar; a hundred points of every curve go to the metrics."""
         self.bar(stage, done, total, **info)
         if done % max(1, total // POINTS) == 0:
             values = {key: float(value) for key, value in info.items() if isinstance(value, int | float | torch.Tensor)}
-            self.folder.metric(stage, step=done, **values)
+            self.folder.metric(stage, round=self.round, step=done, total=total, **values)
 
     def excluded(self, error: UpdateError) -> None:
         """Log and count a client whose answer is left out."""
@@ -128,14 +142,15 @@ class Recorder:
         """Evaluate a model for all clients and keep its weights, where it is the round for it."""
         if round % self.settings.evaluate_every and round != self.settings.rounds:
             return
-        score = evaluate(model, self.data.test)
-        self.folder.metric("candidate", round=round, method=name, test_accuracy=score.accuracy, test_loss=score.loss, **asdict(cost))
+        score, weights = evaluate(model, self.data.test), weights_hash(model.state_dict())
+        scores = {"test_accuracy": score.accuracy, "test_loss": score.loss}
+        self.folder.metric("candidate", round=round, method=name, weights=weights, **scores, **asdict(cost))
         file = name.lower().replace(" ", "-")
         if isinstance(model, Ensemble):
             model.save(self.folder.path / f"{file}.safetensors")
         elif isinstance(model, Classifier):
             self.folder.weights(file, model.state_dict(), {"model": json.dumps(model.spec), "round": round})
-        self._row(round, name, score.accuracy, cost)
+        self._row(round, name, score.accuracy, cost, weights)
 
     def mined(self, round: int, method: str, bank: Bank, teacher: nn.Module) -> None:
         """Measure the impressions, for the report only, and keep a few of every class for the picture."""
@@ -153,13 +168,13 @@ class Recorder:
         images, labels = held[places].cpu(), bank.labels[places].cpu()
         self.sheets[method.upper()] = Sheet(images, labels, self.data.train.classes)
 
-    def _row(self, round: int, name: str, accuracy: float, cost: Cost) -> None:
+    def _row(self, round: int, name: str, accuracy: float, cost: Cost, weights: str | None = None) -> None:
         self.accuracies[name] = accuracy
         ceiling = next((value for key, value in self.accuracies.items() if key.endswith(" ensemble")), None)
         costs = {key: value for key, value in asdict(cost).items() if key != "seconds" and value}
         self.rows[name] = Row(
             method=name, accuracy=accuracy, ratio=None, seconds=cost.seconds, clients=self.members, excluded=len(self.exclusions),
-            peak_memory_mb=peak_memory_mb(), transfer=self.transfer or None, notes=self.notes or None, **costs,
+            peak_memory_mb=peak_memory_mb(), transfer=self.transfer or None, notes=self.notes or None, weights=weights, **costs,
         )  # fmt: skip
         self.transfer, self.notes = {}, []
         self.rows = {key: replace(row, ratio=row.accuracy / ceiling if ceiling else None) for key, row in self.rows.items()}
@@ -167,7 +182,7 @@ class Recorder:
 
 
 def _forget_after(path: Path, done: int) -> list[dict[str, Any]]:
-    """Remove from metrics what they say of rounds after ``done``; return the rest. Steps of a long stage name no round and stay."""
-    lines = [line for line in read_metrics(path) if line.get("round", 0) <= done]
+    """Remove from metrics what they say of rounds after ``done``; return the rest. Steps of a long stage stay: it may go on inside."""
+    lines = [line for line in read_metrics(path) if "step" in line or line.get("round", 0) <= done]
     replace_file(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
     return lines

@@ -6,6 +6,7 @@ import base64
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import yaml
 
 from fedimpr.errors import FedimprError
 from sim.charts import COLOURS, charts
+from sim.curves import write_curves
 from sim.results import MEASURED, NEIGHBOURS, read_metrics, replace_file
 
 STYLE = """
@@ -183,6 +185,8 @@ def conclude(folder: Path, error: str | None = None) -> None:
         ending = {"status": "interrupted"} if error is None else {"status": "failed", "error": error}
         replace_file(folder / "run.json", (json.dumps({**run, **ending}, indent=1, ensure_ascii=False) + "\n").encode(errors="replace"))
         write_report(folder)
+        with suppress(FedimprError):  # of damaged metrics: the report says so
+            write_curves(folder)
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.metadata
+import io
 import json
 import math
 import os
@@ -11,7 +13,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -27,7 +29,7 @@ from fedimpr.errors import FedimprError
 Status = Literal["running", "finished", "interrupted", "failed"]
 
 # What an earlier run may have left in a folder that is used again.
-PRODUCTS = ("metrics.jsonl", "impressions.png", "partition.png", "report.html")
+PRODUCTS = ("metrics.jsonl", "curves.csv", "impressions.png", "partition.png", "report.html")
 
 # Impressions, and evaluation images, that the measures look at, at most: a second or two of linear algebra.
 MEASURED = 2000
@@ -54,6 +56,7 @@ class Row:
         excluded: clients that were left out.
         transfer: measures of what the impressions carry over, by name, see :func:`fedimpr.measures.describe`.
         notes: what is worth knowing about the impressions, one sentence each.
+        weights: of the model that was judged, see :func:`sim.weights.weights_hash`.
     """
 
     method: str
@@ -71,6 +74,7 @@ class Row:
     excluded: int | None = None
     transfer: Mapping[str, float] | None = None
     notes: Sequence[str] | None = None
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,13 +101,16 @@ class RunFolder:
         path: the folder. What an earlier run left there is replaced.
         start: ``time.monotonic()`` at the run's start; all times count from it.
         resumed: the run goes on from this very folder: its metrics stay and new ones follow.
+        told: called with every line of the metrics, after it was written.
 
     Raises:
         FedimprError: here and in every method, if a file cannot be written.
     """
 
-    def __init__(self, path: Path | str, *, start: float, resumed: bool = False) -> None:
-        self.path, self.start = Path(path), start
+    def __init__(
+        self, path: Path | str, *, start: float, resumed: bool = False, told: Callable[[Mapping[str, Any]], None] | None = None
+    ) -> None:
+        self.path, self.start, self.told = Path(path), start, told
         self._run: dict[str, object] = {"status": "running", "started": datetime.now().astimezone().isoformat(timespec="seconds")}
         with _named(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -127,10 +134,19 @@ class RunFolder:
         line = _json({"time": round(time.monotonic() - self.start, 3), "stage": stage, **values}, indent=None)
         with _named(path), path.open("ab") as file:
             file.write(line)
+        if self.told is not None:
+            self.told(json.loads(line))
 
     def rows(self, rows: Sequence[Row]) -> None:
-        """Write the table as far as it is known."""
+        """Write the table as far as it is known, as JSON and as CSV."""
         replace_file(self.path / "summary.json", _json([_with_note(asdict(row)) for row in rows]))
+        measures = list(dict.fromkeys(name for row in rows for name in row.transfer or ()))
+        plain = [field for field in Row.__dataclass_fields__ if field not in ("transfer", "notes")]
+        table = (
+            [*(getattr(row, name) for name in plain), "; ".join(row.notes or ()), *((row.transfer or {}).get(name) for name in measures)]
+            for row in rows
+        )
+        replace_file(self.path / "summary.csv", csv_of([*plain, "notes", *(f"transfer.{name}" for name in measures)], table))
 
     def weights(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> Path:
         """Write tensors as ``<name>.safetensors``; texts of the metadata stay as they are, other values become JSON."""
@@ -179,6 +195,15 @@ def read_rows(path: Path) -> list[Row]:
         return [Row(**{key: value for key, value in row.items() if key != "note"}) for row in json.loads(path.read_bytes())]
     except (OSError, ValueError, TypeError):
         return []
+
+
+def csv_of(head: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """A table as CSV in UTF-8, a line a row; ``None`` is an empty cell."""
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(head)
+    table.writerows(rows)
+    return out.getvalue().encode(errors="replace")
 
 
 def peak_memory_mb() -> float:

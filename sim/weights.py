@@ -1,18 +1,31 @@
-"""Models back from disk: what ``Ensemble.save`` wrote, or a run (``student-*.safetensors`` and the like)."""
+"""Models back from disk: what ``Ensemble.save`` wrote, or a run (``student-*.safetensors`` and the like); and what tells weights apart."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from fedimpr.ensemble import Ensemble
 from fedimpr.errors import ConfigError, FedimprError
 from fedimpr.models import Classifier, rebuild
 
 WANTED = "a file with a model: what Ensemble.save wrote, or student-*.safetensors of a run"
+
+
+def weights_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes in the order of names: the same for the same bits, on whatever device they are."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode() + b"\n")
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_model(path: Path, key: str, shape: tuple[int, int, int]) -> tuple[nn.Module, int]:

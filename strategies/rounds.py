@@ -42,6 +42,7 @@ def run_rounds(
         after_round: told the round and its weights, e.g. to write them down.
     """
     for round in range(first, last + 1):
+        strategy.federation.watch.began(round)
         arrays = to_arrays(weights)
         messages = list(strategy.configure_train(round, arrays, ConfigRecord(), grid))
         # Nobody is asked twice: a run that was stopped after its clients had answered has kept their updates.
@@ -74,8 +75,8 @@ def exchange(
         while not (found := list(grid.pull_messages([message_id]))) and time.monotonic() < deadline:
             time.sleep(POLL)
         done += asked * len(found)
+        progress("training clients", done, sum(clients))  # now: nobody may ask for more after the last reply
         for reply in found:
             # For a node that has gone Flower answers in its own name.
             named = reply.metadata.src_node_id == message.metadata.dst_node_id or not reply.has_error()
             yield reply if named else Message(reply.error, reply_to=message)
-        progress("training clients", done, sum(clients))

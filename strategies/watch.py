@@ -38,6 +38,9 @@ class Cost:
 class Watch(Protocol):
     """Called in the order of the work; each method may raise only to stop the run."""
 
+    def began(self, round: int) -> None:
+        """A round begins, counted from 1; those before it are over."""
+
     def progress(self, stage: str, done: int, total: int, **info: object) -> None:
         """``done`` of ``total`` steps of ``stage`` are finished."""
 
@@ -59,6 +62,9 @@ class Watch(Protocol):
 
 class Nobody:
     """Looks at nothing."""
+
+    def began(self, round: int) -> None:
+        """Passed over."""
 
     def progress(self, stage: str, done: int, total: int, **info: object) -> None:
         """Passed over."""

@@ -29,6 +29,8 @@ WRONG = {
     "dataset.source=ftp": r"'dataset.source' is 'ftp'",
     "strategy.minimum_updates=11": r"'strategy.minimum_updates' is 11; allowed: null or an integer in \[1, 10\], the clients of a round",
     "send_label_counts=1": r"'send_label_counts' is 1; allowed: true or false",
+    "tracking=[wandb]": r"'tracking\[0\]' is 'wandb'; allowed: 'tensorboard' or 'mlflow'",
+    "tracking=mlflow": r"'tracking' is 'mlflow'; allowed: a list, each 'tensorboard' or 'mlflow'",
     "client_models=[]": r"'client_models' is \[\]; allowed: null, or a list of one model or more",
     "client_models=[{name:lenet5}]": r"'client_models\[0\].options' is None; allowed: a value; it is missing",
 }

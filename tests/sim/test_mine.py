@@ -167,7 +167,6 @@ def test_progress_counts_images_and_goes_on_from_those_that_are_there(
 
     def note(stage: str, done: int, total: int, **info: object) -> None:
         told.append((stage, done, total))
-        assert isinstance(info["images/s"], float) and info["images/s"] >= 0
 
     folder = tmp_path / "job"
     shutil.copytree(finished[0], folder)

@@ -71,6 +71,7 @@ def test_rows_hold_every_field_by_name(folder: RunFolder) -> None:
             "excluded": None,
             "transfer": {"label_fidelity": 0.9},
             "notes": ["3 of 100 are blank"],
+            "weights": None,
         }
     ]
 
@@ -159,7 +160,7 @@ def test_a_folder_used_again_starts_anew(folder: RunFolder) -> None:
     (folder.path / "impressions.png").touch()
     RunFolder(folder.path, start=0.0)
     assert strict(folder.path / "summary.json") == []
-    assert {path.name for path in folder.path.iterdir()} == {"run.json", "summary.json"}
+    assert {path.name for path in folder.path.iterdir()} == {"run.json", "summary.json", "summary.csv"}
 
 
 def test_a_resumed_run_goes_on_after_the_last_whole_line(folder: RunFolder) -> None:

@@ -87,8 +87,8 @@ TIMES = {"time", "seconds", "mining_seconds", "peak_memory_mb"}
 
 
 def told(folder: Path) -> tuple[list[dict], list[dict]]:
-    """What the metrics say of rounds, and the table, without times and memory."""
-    lines = [line for line in read_metrics(folder / "metrics.jsonl") if "round" in line]
+    """What the metrics say of rounds but not of the steps inside, and the table, without times and memory."""
+    lines = [line for line in read_metrics(folder / "metrics.jsonl") if "round" in line and "step" not in line]
     rows = json.loads((folder / "summary.json").read_text())
     return tuple([{key: value for key, value in line.items() if key not in TIMES} for line in part] for part in (lines, rows))
 
