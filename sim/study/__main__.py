@@ -18,7 +18,8 @@ quiet()
 from fedimpr.errors import ConfigError, FedimprError  # noqa: E402 - the environment must be set before Flower or PyTorch read it
 from sim.__main__ import Terminated, stop  # noqa: E402
 from sim.config import CONFIGS, Settings  # noqa: E402
-from sim.progress import Progress, duration  # noqa: E402
+from sim.progress import Progress  # noqa: E402
+from sim.stages import duration  # noqa: E402
 from sim.study.collect import Collected, begin  # noqa: E402
 from sim.study.plan import Point, Study, checked, read_study  # noqa: E402
 from sim.study.running import owned, places, read_json, run_points, status_of  # noqa: E402
