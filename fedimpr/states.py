@@ -15,6 +15,11 @@ def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
+def size_of(state: Mapping[str, Tensor]) -> int:
+    """The bytes of all its tensors."""
+    return sum(tensor.nbytes for tensor in state.values())
+
+
 def to_note(facts: object) -> Tensor:
     """What is no tensor, as JSON in bytes: (length,), uint8."""
     return torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)

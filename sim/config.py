@@ -43,6 +43,8 @@ class Settings:
         clients: how many.
         clients_per_node: how many neighbouring partitions a node of the federation hosts; the last may host fewer.
         cohort: how many of them take part in a round, drawn anew each time; nothing means all.
+        devices: kinds of devices that the clients have, see :mod:`strategies.devices`; nothing means that nobody knows how fast they are.
+        deadline: seconds on the virtual clock after which a client's turn is given up, > 0; nothing means never.
         minimum: images that every client has at least.
         rounds: federated rounds.
         send_label_counts: whether clients consent to send how many images of each class they hold.
@@ -69,6 +71,8 @@ class Settings:
     clients: int
     clients_per_node: int
     cohort: int | None
+    devices: Mapping[str, Any] | None
+    deadline: float | None
     minimum: int
     rounds: int
     send_label_counts: bool
@@ -95,6 +99,10 @@ class Settings:
                 raise ConfigError(key, getattr(self, key), "an integer >= 1")
         if self.cohort is not None and not 1 <= self.cohort <= self.clients:
             raise ConfigError("cohort", self.cohort, f"null or an integer in [1, clients = {self.clients}]")
+        if self.deadline is not None and not self.deadline > 0:
+            raise ConfigError("deadline", self.deadline, "null or a number > 0")
+        if self.deadline is not None and self.devices is None:
+            raise ConfigError("deadline", self.deadline, "null without devices: a virtual clock needs some, e.g. devices=phones")
         if self.seed < 0:
             raise ConfigError("seed", self.seed, "an integer >= 0")
         if not self.save_seconds >= 0:

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from fedimpr import models, seeds
+from fedimpr.costs import TrainingCost, training_cost
 from fedimpr.data import Dataset, load
 from fedimpr.data.partition import Partition, deal
 from fedimpr.errors import ConfigError
+from fedimpr.states import size_of
 from sim import tracking
 from sim.config import Settings, call, construct
 from strategies import Federation, Method, Nobody, Watch
+from strategies.devices import Device, Fleet, Load, dealt
 from strategies.keep import Keep, Nowhere
 from strategies.rounds import Resumable
 
@@ -117,12 +120,56 @@ def strategy_of(settings: Settings, watch: Watch, keep: Keep | None = None) -> R
         device=device_of(settings),
         watch=watch,
         keep=Nowhere() if keep is None else keep,
+        fleet=fleet_of(settings),
     )
     given: dict[str, Any] = {"federation": federation}
     if settings.strategy.get("_target_") == "strategies.DataFree":
         given |= {"methods": methods_of(settings), "distillation": construct(settings.distillation, "distillation")}
     strategy: Resumable = construct(settings.strategy, "strategy", **given)
     return strategy
+
+
+def fleet_of(settings: Settings) -> Fleet | None:
+    """The clients' devices, and what a turn asks of each.
+
+    Raises:
+        ConfigError: a number is out of range, or no device has the memory.
+    """
+    if settings.devices is None:
+        return None
+    nodes = settings.devices.get("kinds")
+    if not isinstance(nodes, Mapping) or not nodes:
+        raise ConfigError("devices.kinds", nodes, "a mapping of one kind or more, e.g. that of devices=phones")
+    for name, node in nodes.items():
+        if not isinstance(node, Mapping):
+            raise ConfigError(f"devices.kinds.{name}", node, "a mapping, e.g. one of those of devices=phones")
+    kinds = [call(Device, node, f"devices.kinds.{name}", name=name) for name, node in nodes.items()]
+    training = construct(settings.training, "training")
+    loads = []
+    for partition, indices in enumerate(partition_of(settings).indices):
+        cost = _cost(json.dumps(_architecture(settings, partition)), max(2, training.batch_size))
+        counts = 8 * int(settings.dataset["classes"]) if settings.send_label_counts else 0
+        down, up = (size_of(reference_of(settings, which)) for which in (None, partition))
+        loads.append(Load(macs=cost.macs * training.epochs * len(indices), memory=cost.memory, down=down, up=up + counts))
+    fleet: Fleet = call(
+        Fleet,
+        {key: value for key, value in settings.devices.items() if key != "kinds"},
+        "devices",
+        devices=dealt(kinds, settings.clients, settings.seed),
+        loads=loads,
+        deadline=settings.deadline,
+        seed=settings.seed,
+    )
+    if not any(map(fleet.able, range(settings.clients))):
+        most, least = max(device.memory_mb for device in fleet.devices), min(load.memory for load in loads)
+        raise ConfigError("devices.kinds", f"memory_mb <= {most:g}", f"a kind with {least / 1e6:.4g} MB or more, which training takes")
+    return fleet
+
+
+@functools.lru_cache(maxsize=16)
+def _cost(text: str, batch_size: int) -> TrainingCost:
+    architecture = json.loads(text)
+    return training_cost(models.build(**architecture), tuple(architecture["shape"]), batch_size)
 
 
 def device_of(settings: Settings) -> torch.device:

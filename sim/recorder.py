@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +31,7 @@ from sim.results import MEASURED, NEIGHBOURS, Row, RunFolder, Sheet, Status, pea
 from sim.tables import results
 from sim.tracking import Run, Tracking
 from sim.weights import weights_hash
-from strategies import Cost
+from strategies import Bill, Charge, Cost
 from strategies.federation import loaded
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Recorder:
         self.sheets: dict[str, Sheet] = {}
         self.accuracies = {name: row.accuracy for name, row in self.rows.items()}
         self.round, self.members = done + 1, 0
+        self.bill: Bill | None = None  # of this round
         self.scores: list[float] = []  # of this round's clients
         self.transfer: dict[str, float] = {}  # measures of the impressions that the next student learned from
         self.notes: list[str] = []  # on those impressions
@@ -121,9 +123,9 @@ class Recorder:
         self.exclusions.append(str(error))
         self.folder.metric("excluded", client=error.client, round=error.round, reason=str(error))
 
-    def update(self, round: int, update: Update) -> None:
+    def update(self, round: int, update: Update, charge: Charge) -> None:
         """Write a client's numbers down, after its model was evaluated where that is asked for."""
-        values = dict(update.metrics)
+        values: dict[str, object] = {**update.metrics, **_known(asdict(charge))}
         if self.settings.evaluate_clients:
             model = loaded(build_model(self.settings, update.partition), update.weights)
             score = evaluate(placed(model, device_of(self.settings)), self.data.test)
@@ -131,9 +133,11 @@ class Recorder:
             values |= {"test_accuracy": score.accuracy, "test_loss": score.loss}
         self.folder.metric("client", round=round, client=update.partition, examples=update.examples, **values)
 
-    def answered(self, round: int, updates: int, seconds: float) -> None:
-        """The mean of the clients' accuracies becomes a row."""
-        self.members = updates
+    def answered(self, round: int, updates: int, seconds: float, bill: Bill) -> None:
+        """Write the round's costs down; the mean of the clients' accuracies becomes a row."""
+        self.members, self.bill = updates, bill
+        told = {"bytes_down": bill.bytes_down, "bytes_up": bill.bytes_up, "simulated_seconds": bill.simulated_seconds}
+        self.folder.metric("round", round=round, clients=updates, **_known(told))
         if self.scores:
             self._row(round, "mean client", sum(self.scores) / len(self.scores), Cost(seconds))
             self.scores = []
@@ -172,6 +176,8 @@ class Recorder:
         self.accuracies[name] = accuracy
         ceiling = next((value for key, value in self.accuracies.items() if key.endswith(" ensemble")), None)
         costs = {key: value for key, value in asdict(cost).items() if key != "seconds" and value}
+        if bill := self.bill:
+            costs |= _known({"bytes_down": bill.total_down, "bytes_up": bill.total_up, "simulated_seconds": bill.simulated_seconds})
         self.rows[name] = Row(
             method=name, accuracy=accuracy, ratio=None, seconds=cost.seconds, clients=self.members, excluded=len(self.exclusions),
             peak_memory_mb=peak_memory_mb(), transfer=self.transfer or None, notes=self.notes or None, weights=weights, **costs,
@@ -179,6 +185,10 @@ class Recorder:
         self.transfer, self.notes = {}, []
         self.rows = {key: replace(row, ratio=row.accuracy / ceiling if ceiling else None) for key, row in self.rows.items()}
         self.folder.rows(list(self.rows.values()))
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _forget_after(path: Path, done: int) -> list[dict[str, Any]]:

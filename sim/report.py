@@ -91,6 +91,9 @@ COSTS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "peak_memory_mb": ("peak memory (MiB)", lambda value: f"{value:,.0f}"),
     "clients": ("clients", str),
     "excluded": ("excluded", str),
+    "bytes_down": ("to clients (MB)", lambda value: f"{value / 1e6:,.2f}"),
+    "bytes_up": ("from clients (MB)", lambda value: f"{value / 1e6:,.2f}"),
+    "simulated_seconds": ("virtual clock (seconds)", lambda value: f"{value:,.1f}"),
 }
 
 

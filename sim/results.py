@@ -54,6 +54,9 @@ class Row:
         peak_memory_mb: of the process so far.
         clients: whose updates are in it.
         excluded: clients that were left out.
+        bytes_down: that clients were sent since the start of the run, see :class:`strategies.watch.Charge`.
+        bytes_up: that they sent.
+        simulated_seconds: on the virtual clock since the start of the run; ``None`` without devices.
         transfer: measures of what the impressions carry over, by name, see :func:`fedimpr.measures.describe`.
         notes: what is worth knowing about the impressions, one sentence each.
         weights: of the model that was judged, see :func:`sim.weights.weights_hash`.
@@ -72,6 +75,9 @@ class Row:
     peak_memory_mb: float | None = None
     clients: int | None = None
     excluded: int | None = None
+    bytes_down: int | None = None
+    bytes_up: int | None = None
+    simulated_seconds: float | None = None
     transfer: Mapping[str, float] | None = None
     notes: Sequence[str] | None = None
     weights: str | None = None

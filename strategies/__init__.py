@@ -2,7 +2,8 @@
 
 from strategies.data_free import DataFree, Method
 from strategies.fedavg import FedAvg
+from strategies.fedbuff import FedBuff
 from strategies.federation import Federation
-from strategies.watch import Cost, Nobody, Watch
+from strategies.watch import Bill, Charge, Cost, Nobody, Watch
 
-__all__ = ["Cost", "DataFree", "FedAvg", "Federation", "Method", "Nobody", "Watch"]
+__all__ = ["Bill", "Charge", "Cost", "DataFree", "FedAvg", "FedBuff", "Federation", "Method", "Nobody", "Watch"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from flwr.app import Message, RecordDict
@@ -57,26 +58,42 @@ def roll_call(grid: Grid, nodes: int, patience: float = 60.0) -> list[int]:
 
 
 def cohort_of(federation: Federation, nodes: Sequence[int], round: int) -> dict[int, list[int]]:
-    """Who takes part in a round: the partitions by node, both in order. All, or a cohort drawn uniformly without replacement."""
-    chosen = list(range(federation.clients))
+    """Who takes part in a round: the partitions by node, both in order. All, or a cohort drawn uniformly without replacement.
+
+    With devices, of those that can be reached and have the memory.
+    """
+    chosen, fleet = list(range(federation.clients)), federation.fleet
     if federation.cohort is not None:
-        order = torch.randperm(federation.clients, generator=seeds.generator(federation.seed, "cohort", round))
-        chosen = sorted(order[: federation.cohort].tolist())
-    asked: dict[int, list[int]] = {}
-    for partition in chosen:
-        asked.setdefault(nodes[partition // federation.clients_per_node], []).append(partition)
-    return asked
+        chosen = torch.randperm(federation.clients, generator=seeds.generator(federation.seed, "cohort", round)).tolist()
+    if fleet is not None:
+        chosen = [partition for partition in chosen if fleet.able(partition) and fleet.there(round, partition)]
+    return by_node(federation, nodes, sorted(chosen[: federation.cohort]))
+
+
+def by_node(federation: Federation, nodes: Sequence[int], partitions: Iterable[int]) -> dict[int, list[int]]:
+    """Partitions by the node that hosts them, in their order."""
+    hosted: dict[int, list[int]] = {}
+    for partition in partitions:
+        hosted.setdefault(nodes[partition // federation.clients_per_node], []).append(partition)
+    return hosted
+
+
+def node_of(reply: Message) -> int:
+    """The node that a reply comes from."""
+    return reply.metadata.src_node_id
 
 
 def collect(
     replies: Iterable[Message],
-    asked: Mapping[int, Sequence[int]],
+    asked: Mapping[Any, Sequence[int]],
     round: int,
     reference: Callable[[int], Mapping[str, Tensor]],
     minimum: int,
     excluded: Callable[[UpdateError], None],
     *,
     sums: bool = False,
+    left_out: Sequence[UpdateError] = (),
+    address: Callable[[Message], Hashable] = node_of,
 ) -> Iterator[Answer]:
     """The nodes' answers, in the order of partitions, with the good updates of each; the others are reported and left out.
 
@@ -84,18 +101,20 @@ def collect(
 
     Args:
         replies: in any order.
-        asked: partitions by node.
+        asked: partitions by the address that their replies have.
         round: counted from 1.
         reference: a partition's expected state dict.
         minimum: of good updates.
         excluded: told the reason for every partition left out.
         sums: whether sums were asked for.
+        left_out: why further clients of this round were not asked to train; they are reported already.
+        address: of a reply.
 
     Raises:
         UpdateError: after the last, if there were fewer than ``minimum`` good updates; the first exclusion is quoted.
     """
-    good, bad = 0, list[UpdateError]()
-    for partitions, reply in _in_turn(replies, asked):
+    good, bad = 0, list(left_out)
+    for partitions, reply in _in_turn(replies, asked, address):
         answer = _checked(reply, partitions, round, reference, sums=sums)
         for error in answer.errors:
             excluded(error)
@@ -103,7 +122,8 @@ def collect(
         yield answer
     if good < minimum:
         raise UpdateError(
-            f"{good} good updates of {sum(map(len, asked.values()))}, below strategy.minimum_updates = {minimum}; first: {bad[0]}",
+            f"{good} good updates of {sum(map(len, asked.values())) + len(left_out)}, below strategy.minimum_updates = {minimum}; "
+            f"first: {bad[0]}",
             round=round,
             stage="collecting updates",
         )
@@ -127,7 +147,7 @@ def _checked(
             good.append(update)
         except UpdateError as error:
             errors.append(error)
-    return Answer(updates=good, errors=errors)
+    return Answer(updates=good, errors=errors, sent=answer.sent)
 
 
 def _checked_sums(answer: Answer, sums: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Answer:
@@ -143,13 +163,15 @@ def _checked_sums(answer: Answer, sums: Mapping[str, Tensor], reference: Mapping
             raise UpdateError(f"{where}: {problem}", round=first.round, stage="checking the update", value=value, remedy=remedy)
         return answer
     except UpdateError as error:
-        return Answer(updates=[], errors=[*answer.errors, error])
+        return Answer(updates=[], errors=[*answer.errors, error], sent=answer.sent)
 
 
-def _in_turn(replies: Iterable[Message], asked: Mapping[int, Sequence[int]]) -> Iterator[tuple[Sequence[int], Message | None]]:
-    """The partitions of every node that was asked, in order, with its reply or nothing."""
-    arriving, early = iter(replies), dict[int, Message]()
-    for node, partitions in asked.items():
-        while node not in early and (reply := next(arriving, None)) is not None:
-            early[reply.metadata.src_node_id] = reply
-        yield partitions, early.pop(node, None)
+def _in_turn(
+    replies: Iterable[Message], asked: Mapping[Any, Sequence[int]], address: Callable[[Message], Hashable]
+) -> Iterator[tuple[Sequence[int], Message | None]]:
+    """The partitions of every address that was asked, in order, with its reply or nothing."""
+    arriving, early = iter(replies), dict[Hashable, Message]()
+    for place, partitions in asked.items():
+        while place not in early and (reply := next(arriving, None)) is not None:
+            early[address(reply)] = reply
+        yield partitions, early.pop(place, None)

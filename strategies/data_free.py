@@ -23,12 +23,13 @@ from fedimpr.distillation import Distillation, Mining, mine_and_distil
 from fedimpr.ensemble import Ensemble
 from fedimpr.errors import ConfigError, UpdateError
 from fedimpr.impressions import Bank, Source
-from fedimpr.states import under
+from fedimpr.states import size_of, under
 from fedimpr.synthesis import Synthesizer
 from fedimpr.update import Update, average
-from strategies.cohort import cohort_of, collect, roll_call
+from strategies.cohort import collect, roll_call
 from strategies.federation import Federation, alike, instructions, loaded
 from strategies.keep import UPDATES, Part, Received
+from strategies.plan import Ledger, planned
 from strategies.tensors import from_arrays, to_arrays
 from strategies.watch import Cost
 
@@ -76,19 +77,26 @@ class DataFree(Strategy):
         if not methods:
             raise ConfigError("synthesis", "nothing", "one method or more, e.g. synthesis=[di,cmi]")
         self.federation, self.methods, self.distillation = federation, dict(methods), distillation
-        self.weighting, self.minimum_updates, self.timeout = weighting, federation.minimum(minimum_updates), timeout
+        federation.check_minimum(minimum_updates)
+        self.weighting, self.minimum_updates, self.timeout = weighting, minimum_updates, timeout
         self.weightings_beside = [other for other in weightings_beside if other != weighting]
         self.banks = {name: Bank(method.mining.capacity) for name, method in methods.items()}
         self.nodes: list[int] = []  # in the order of places
         self.asked: dict[int, list[int]] = {}  # this round's partitions by node
+        self.ledger = Ledger(federation)
         self.started = time.monotonic()
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """One message a node of the round's cohort: the global weights, the round and the settings."""
+        """One message a node of the round's cohort: the global weights, the round and the settings.
+
+        Raises:
+            UpdateError: too few of the cohort's devices can answer.
+        """
         self.started = time.monotonic()
         self.nodes = self.nodes or roll_call(grid, self.federation.nodes)
         self.sent = from_arrays(arrays)
-        self.asked = cohort_of(self.federation, self.nodes, server_round)
+        self.plan = planned(self.federation, self.nodes, server_round, self.minimum_updates, size_of(self.sent))
+        self.asked = self.plan.asked
         return instructions(self.federation, self.asked, self.sent, server_round)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
@@ -102,8 +110,9 @@ class DataFree(Strategy):
         updates = received.updates
         members = [placed(loaded(fed.build(update.partition), update.weights), fed.device) for update in updates]
         for update in updates:
-            watch.update(server_round, update)
-        watch.answered(server_round, len(updates), received.seconds)
+            watch.update(server_round, update, self.plan.charge(update.partition, received.sent))
+        bill = self.ledger.bill(sum(self.plan.down.values()), sum(received.sent.values()), self.plan.seconds)
+        watch.answered(server_round, len(updates), received.seconds, bill)
         if all(alike(update.weights, self.sent) for update in updates):
             start = time.monotonic()
             mean = placed(loaded(fed.build(None), average(updates)), fed.device)
@@ -134,14 +143,15 @@ class DataFree(Strategy):
             for error in kept.excluded:
                 fed.watch.excluded(error)
             return kept
-        answers = collect(replies, self.asked, round, fed.reference, self.minimum_updates, excluded)
+        sent: dict[int, int] = {}
+        answers = collect(replies, self.asked, round, fed.reference, self.plan.minimum, excluded, left_out=self.plan.left_out)
         # They stay for the whole round, and the memory that they came in may be the runner's: Ray's object store, say.
-        good = [
-            replace(update, weights={name: tensor.clone() for name, tensor in update.weights.items()})
-            for answer in answers
-            for update in answer.updates
-        ]
-        received = Received(good, bad, time.monotonic() - self.started)
+        good = []
+        for answer in answers:
+            sent |= answer.sent
+            for update in answer.updates:
+                good.append(replace(update, weights={name: tensor.clone() for name, tensor in update.weights.items()}))
+        received = Received(good, bad, time.monotonic() - self.started, sent)
         fed.keep.save(round, UPDATES, received.state_dict())
         return received
 
@@ -185,8 +195,8 @@ class DataFree(Strategy):
         """Nothing to log: the watch is told everything."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the next round needs beside the global weights: every method's memory and bank."""
-        state: dict[str, Tensor] = {}
+        """What the next round needs beside the global weights: every method's memory and bank, and what the rounds have cost."""
+        state = self.ledger.state_dict()
         for name, method in self.methods.items():
             state |= {f"{name}/synthesizer/{key}": value for key, value in method.synthesizer.state_dict().items()}
             state |= {f"{name}/bank/{key}": value for key, value in self.banks[name].state_dict().items()}
@@ -194,6 +204,7 @@ class DataFree(Strategy):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over what :meth:`state_dict` gave."""
+        self.ledger.load_state_dict(state)
         for name, method in self.methods.items():
             method.synthesizer.load_state_dict(under(state, f"{name}/synthesizer/"))
             held = under(state, f"{name}/bank/")

@@ -15,9 +15,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
+from fedimpr.errors import ConfigError
+from fedimpr.states import size_of
 from fedimpr.update import Average
-from strategies.cohort import cohort_of, collect, roll_call
+from strategies.cohort import collect, roll_call
 from strategies.federation import Federation, instructions, loaded
+from strategies.plan import Ledger, planned
 from strategies.tensors import from_arrays, to_arrays
 from strategies.watch import Cost
 
@@ -28,24 +31,33 @@ class FedAvg(Strategy):
     Args:
         federation: who takes part.
         partial_sums: whether nodes send the sum of their clients' updates instead of each: less to send and to add up. Then nobody sees
-            an update, and the sum's last bits depend on how many clients a node hosts.
+            an update, and the sum's last bits depend on how many clients a node hosts. Devices have nodes of their own and send no sums.
         minimum_updates: good updates below which a round fails; ``None``: as many as were asked.
         timeout: seconds to wait for the clients of a round.
     """
 
     def __init__(self, *, federation: Federation, partial_sums: bool, minimum_updates: int | None, timeout: float) -> None:
+        if partial_sums and federation.fleet is not None:
+            raise ConfigError("strategy.partial_sums", True, "false with devices: each of them sends an update of its own")
+        federation.check_minimum(minimum_updates)
         self.partial_sums = partial_sums
-        self.federation, self.minimum_updates, self.timeout = federation, federation.minimum(minimum_updates), timeout
+        self.federation, self.minimum_updates, self.timeout = federation, minimum_updates, timeout
         self.nodes: list[int] = []  # in the order of places
         self.asked: dict[int, list[int]] = {}  # this round's partitions by node
+        self.ledger = Ledger(federation)
         self.started = time.monotonic()
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """One message a node of the round's cohort: the global weights, the round and the settings."""
-        self.started = time.monotonic()
+        """One message a node of the round's cohort: the global weights, the round and the settings.
+
+        Raises:
+            UpdateError: too few of the cohort's devices can answer.
+        """
+        self.started, weights = time.monotonic(), from_arrays(arrays)
         self.nodes = self.nodes or roll_call(grid, self.federation.nodes)
-        self.asked = cohort_of(self.federation, self.nodes, server_round)
-        return instructions(self.federation, self.asked, from_arrays(arrays), server_round, sums=self.partial_sums)
+        self.plan = planned(self.federation, self.nodes, server_round, self.minimum_updates, size_of(weights))
+        self.asked = self.plan.asked
+        return instructions(self.federation, self.asked, weights, server_round, sums=self.partial_sums)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
         """The average of the good updates, and how many there were.
@@ -54,24 +66,28 @@ class FedAvg(Strategy):
             UpdateError: too few good updates.
         """
         fed, mean, count, watching = self.federation, Average(), 0, 0.0
+        up: dict[int, int] = {}
         for answer in collect(
             replies,
             self.asked,
             server_round,
             lambda _: fed.reference(None),
-            self.minimum_updates,
+            self.plan.minimum,
             fed.watch.excluded,
             sums=self.partial_sums,
+            left_out=self.plan.left_out,
         ):
+            up |= answer.sent
             if answer.sums is not None and answer.updates:
                 mean.add_sums(answer.sums, sum(update.examples for update in answer.updates))
             for update in answer.updates:
                 if answer.sums is None:
                     mean.add(update)
                 count, start = count + 1, time.monotonic()
-                fed.watch.update(server_round, update)
+                fed.watch.update(server_round, update, self.plan.charge(update.partition, up))
                 watching += time.monotonic() - start
-        fed.watch.answered(server_round, count, time.monotonic() - self.started - watching)
+        bill = self.ledger.bill(sum(self.plan.down.values()), sum(up.values()), self.plan.seconds)
+        fed.watch.answered(server_round, count, time.monotonic() - self.started - watching, bill)
         start = time.monotonic()
         weights = mean.weights(fed.reference(None))
         fed.watch.candidate(server_round, "FedAvg", loaded(fed.build(None), weights).to(fed.device), Cost(time.monotonic() - start))
@@ -88,8 +104,9 @@ class FedAvg(Strategy):
         """Nothing to log: the watch is told everything."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Empty: the global weights are all there is."""
-        return {}
+        """What the rounds have cost: the global weights are all there is beside it."""
+        return self.ledger.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to take over."""
+        """Take over what :meth:`state_dict` gave."""
+        self.ledger.load_state_dict(state)

@@ -10,6 +10,7 @@ from flwr.app import Message
 from torch import Tensor, nn
 
 from fedimpr.errors import ConfigError
+from strategies.devices import Fleet
 from strategies.keep import Keep, Nowhere
 from strategies.records import Instruction
 from strategies.watch import Watch
@@ -31,6 +32,7 @@ class Federation:
         device: where the server computes.
         watch: who watches.
         keep: where parts of a round are kept.
+        fleet: the clients' devices; ``None``: they are all there, and nobody knows how fast they are.
     """
 
     clients: int
@@ -44,22 +46,26 @@ class Federation:
     device: torch.device
     watch: Watch
     keep: Keep = field(default_factory=Nowhere)
+    fleet: Fleet | None = None
 
     @property
     def nodes(self) -> int:
         """How many nodes host the clients."""
         return -(-self.clients // self.clients_per_node)
 
-    def minimum(self, updates: int | None) -> int:
-        """The good updates below which a round fails; ``None`` asks for all of the cohort's.
+    @property
+    def most(self) -> int:
+        """The clients of a whole cohort."""
+        return self.clients if self.cohort is None else self.cohort
+
+    def check_minimum(self, updates: int | None) -> None:
+        """Check the good updates below which a round fails; ``None`` asks for all of the round's.
 
         Raises:
             ConfigError: unless 1 <= minimum <= cohort.
         """
-        most = self.clients if self.cohort is None else self.cohort
-        if updates is not None and not 1 <= updates <= most:
-            raise ConfigError("strategy.minimum_updates", updates, f"null or an integer in [1, {most}], the clients of a round")
-        return most if updates is None else updates
+        if updates is not None and not 1 <= updates <= self.most:
+            raise ConfigError("strategy.minimum_updates", updates, f"null or an integer in [1, {self.most}], the clients of a round")
 
 
 def loaded(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
@@ -69,12 +75,21 @@ def loaded(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
 
 
 def instructions(
-    federation: Federation, asked: Mapping[int, Sequence[int]], weights: dict[str, Tensor], round: int, *, sums: bool = False
+    federation: Federation,
+    asked: Mapping[int, Sequence[int]],
+    weights: dict[str, Tensor],
+    round: int,
+    *,
+    sums: bool = False,
+    group: str | None = None,
 ) -> list[Message]:
-    """One training message a node that is asked, by ``{node: partitions}``; they share one record."""
+    """One training message a node that is asked, by ``{node: partitions}``; they share one record.
+
+    They are of one Flower group, which their replies name as well: ``group``, or else the round.
+    """
     cohort = [partition for partitions in asked.values() for partition in partitions]
     content = Instruction(weights=weights, round=round, settings=federation.settings, cohort=cohort, sums=sums).to_record()
-    return [Message(content, node, "train", group_id=str(round)) for node in asked]
+    return [Message(content, node, "train", group_id=str(round) if group is None else group) for node in asked]
 
 
 def alike(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:

@@ -88,11 +88,13 @@ class Received:
         updates: the good ones, in the order of partitions.
         excluded: why the others were left out.
         seconds: from the round's start to the last answer.
+        sent: bytes of the tensors that came, by partition; see :class:`strategies.records.Answer`.
     """
 
     updates: Sequence[Update]
     excluded: Sequence[UpdateError]
     seconds: float
+    sent: Mapping[int, int]
 
     def state_dict(self) -> dict[str, Tensor]:
         """All of it as tensors: everything but weights and label counts as JSON in bytes."""
@@ -103,8 +105,8 @@ class Received:
             if update.label_counts is not None:
                 state[f"{update.partition}/label_counts"] = update.label_counts
             facts.append({key: getattr(update, key) for key in ("partition", "round", "examples", "metrics")})
-        note = to_note({"updates": facts, "excluded": [_told(error) for error in self.excluded], "seconds": self.seconds})
-        return {**state, "note": note}
+        told = {"excluded": [_told(error) for error in self.excluded], "seconds": self.seconds, "sent": list(self.sent.items())}
+        return {**state, "note": to_note({"updates": facts, **told})}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> Received:
@@ -118,7 +120,7 @@ class Received:
             )
             for facts in note["updates"]
         ]
-        return cls(updates, [UpdateError(**told) for told in note["excluded"]], note["seconds"])
+        return cls(updates, [UpdateError(**told) for told in note["excluded"]], note["seconds"], dict(note["sent"]))
 
 
 def _told(error: UpdateError) -> dict[str, object]:

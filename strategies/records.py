@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedimpr.errors import UpdateError
 from fedimpr.update import Average, Update
-from strategies.tensors import from_arrays, to_arrays
+from strategies.tensors import from_arrays, size_of, to_arrays
 
 REASONS = "failed"  # the record of partitions that failed, by number, each with the reason in one line
 
@@ -59,11 +59,13 @@ class Answer:
         updates: the good ones, in the order of partitions; without weights where only their sum was asked for.
         sums: of those, weighted by their numbers of examples, in float64; ``None`` where they were not asked for.
         errors: why the other partitions have none.
+        sent: the bytes of the tensors that came of each partition, whether they can be used or not; a sum's are shared by its partitions.
     """
 
     updates: Sequence[Update]
     sums: Mapping[str, Tensor] | None = None
     errors: Sequence[UpdateError] = field(default_factory=list)
+    sent: Mapping[int, int] = field(default_factory=dict)
 
 
 def answer_to_record(updates: Iterable[Update], reasons: Mapping[int, str], *, sums: bool) -> RecordDict:
@@ -102,19 +104,37 @@ def answer_from_message(message: Message, partitions: Sequence[int], round: int,
     reasons: Any = dict(content.config_records[REASONS]) if REASONS in content.config_records else {}
     trained = [partition for partition in partitions if str(partition) not in reasons]
     errors = [_failed(reasons[str(partition)], partition, round) for partition in partitions if str(partition) in reasons]
+    sent = _sent(content, trained)
     if sums:  # as a whole or not at all: nobody can take a part out of it
         try:
             updates = [_update(content, partition, round, sums=True) for partition in trained]
-            return Answer(updates=updates, sums=from_arrays(content.array_records["sum"]), errors=errors)
+            return Answer(updates=updates, sums=from_arrays(content.array_records["sum"]), errors=errors, sent=sent)
         except Exception as error:
-            return Answer(updates=[], errors=[*errors, *(_unreadable(error, partition, round) for partition in trained)])
+            return Answer(updates=[], errors=[*errors, *(_unreadable(error, partition, round) for partition in trained)], sent=sent)
     updates = []
     for partition in trained:
         try:
             updates.append(_update(content, partition, round, sums=False))
         except Exception as error:
             errors.append(_unreadable(error, partition, round))
-    return Answer(updates=updates, errors=errors)
+    return Answer(updates=updates, errors=errors, sent=sent)
+
+
+def shared(total: int, partitions: Sequence[int]) -> dict[int, int]:
+    """A number of bytes shared by partitions: evenly, and to the last byte."""
+    return {
+        partition: (place + 1) * total // len(partitions) - place * total // len(partitions) for place, partition in enumerate(partitions)
+    }
+
+
+def _sent(content: RecordDict, partitions: Sequence[int]) -> dict[int, int]:
+    """The bytes of each partition's tensors: its weights, its part of a sum, its label counts at eight bytes each."""
+    arrays, metrics = content.array_records, content.metric_records
+    sent = shared(size_of(arrays["sum"]) if "sum" in arrays else 0, partitions)
+    for partition in partitions:
+        own, counts = f"arrays-{partition}", metrics.get(f"label-counts-{partition}", MetricRecord()).get("counts", ())
+        sent[partition] += (size_of(arrays[own]) if own in arrays else 0) + 8 * (len(counts) if isinstance(counts, Sequence) else 0)
+    return sent
 
 
 def _update(content: RecordDict, partition: int, round: int, *, sums: bool) -> Update:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from strategies.data_free import DataFree
 from strategies.fedavg import FedAvg
+from strategies.fedbuff import FedBuff
 from strategies.keep import UPDATES
 from strategies.tensors import from_arrays, to_arrays
 
-Resumable = DataFree | FedAvg
+Resumable = DataFree | FedAvg | FedBuff
 POLL = 0.05  # seconds between two looks for a reply
 
 
@@ -49,7 +50,7 @@ def run_rounds(
         if strategy.federation.keep.holds(round, UPDATES):
             replies: Iterator[Message] = iter(())
         else:
-            clients = [len(partitions) for partitions in strategy.asked.values()]
+            clients = list(map(len, strategy.asked.values()))
             replies = exchange(grid, messages, clients, strategy.timeout, strategy.federation.watch.progress)
         aggregated, _ = strategy.aggregate_train(round, replies)
         weights = from_arrays(aggregated)
@@ -64,7 +65,7 @@ def exchange(
 
     Args:
         grid: the federation.
-        messages: one a node.
+        messages: one a node, or several.
         clients: how many each of them asks.
         timeout: seconds, from the first reply that is asked for; replies that have not come by then are left out.
         progress: told after every reply.

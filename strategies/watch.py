@@ -35,6 +35,44 @@ class Cost:
     batch: int = 0
 
 
+@dataclass(frozen=True)
+class Charge:
+    """What a client's turn cost beside its training.
+
+    Attributes:
+        bytes_down: of the tensors that it was sent.
+        bytes_up: of the tensors that it sent.
+        device: the kind that it has; ``None`` without devices.
+        simulated_seconds: of its turn on the virtual clock, from the first byte down to the last one up; ``None`` without devices.
+        staleness: how many server steps were made while it was at work; ``None`` where rounds are synchronous.
+    """
+
+    bytes_down: int
+    bytes_up: int
+    device: str | None = None
+    simulated_seconds: float | None = None
+    staleness: int | None = None
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What a round cost, and all rounds up to it; see :class:`Charge` for what is counted.
+
+    Attributes:
+        bytes_down: of this round, to those whose answers were left out as well.
+        bytes_up: of this round, of updates that were refused as well.
+        total_down: bytes since the start of the run.
+        total_up: the same.
+        simulated_seconds: on the virtual clock since the start of the run; ``None`` without devices.
+    """
+
+    bytes_down: int
+    bytes_up: int
+    total_down: int
+    total_up: int
+    simulated_seconds: float | None
+
+
 class Watch(Protocol):
     """Called in the order of the work; each method may raise only to stop the run."""
 
@@ -47,11 +85,11 @@ class Watch(Protocol):
     def excluded(self, error: UpdateError) -> None:
         """A client's answer is left out."""
 
-    def update(self, round: int, update: Update) -> None:
-        """A good update; told in the order of partitions."""
+    def update(self, round: int, update: Update, charge: Charge) -> None:
+        """A good update, and what its client's turn cost; told in the order of partitions."""
 
-    def answered(self, round: int, updates: int, seconds: float) -> None:
-        """All updates of a round are in: how many were good, and how long the clients took."""
+    def answered(self, round: int, updates: int, seconds: float, bill: Bill) -> None:
+        """All updates of a round are in: how many were good, how long the clients took, and what the round cost."""
 
     def candidate(self, round: int, name: str, model: nn.Module, cost: Cost) -> None:
         """A model for all clients is ready: the average, the ensemble, or a student."""
@@ -72,10 +110,10 @@ class Nobody:
     def excluded(self, error: UpdateError) -> None:
         """Passed over."""
 
-    def update(self, round: int, update: Update) -> None:
+    def update(self, round: int, update: Update, charge: Charge) -> None:
         """Passed over."""
 
-    def answered(self, round: int, updates: int, seconds: float) -> None:
+    def answered(self, round: int, updates: int, seconds: float, bill: Bill) -> None:
         """Passed over."""
 
     def candidate(self, round: int, name: str, model: nn.Module, cost: Cost) -> None:

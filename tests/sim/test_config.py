@@ -31,6 +31,17 @@ WRONG = {
     "send_label_counts=1": r"'send_label_counts' is 1; allowed: true or false",
     "tracking=[wandb]": r"'tracking\[0\]' is 'wandb'; allowed: 'tensorboard' or 'mlflow'",
     "tracking=mlflow": r"'tracking' is 'mlflow'; allowed: a list, each 'tensorboard' or 'mlflow'",
+    "deadline=30": r"'deadline' is 30.0; allowed: null without devices: a virtual clock needs some, e.g. devices=phones",
+    "devices=phones deadline=0": r"'deadline' is 0.0; allowed: null or a number > 0",
+    "devices=phones devices.kinds.nexus_6.dropout=2": r"'devices.kinds.nexus_6.dropout' is 2.0; allowed: a number in \[0, 1\)",
+    "devices=phones +devices.kinds.nexus_6.wifi=2": r"'devices.kinds.nexus_6.wifi' is 2; allowed: one of source, share, ",
+    "devices=phones devices.kinds.nexus_6=fast": r"'devices.kinds.nexus_6' is 'fast'; allowed: a mapping",
+    "devices=phones devices.training_jitter=-1": r"'devices.training_jitter' is -1.0; allowed: a number >= 0",
+    "+devices.kinds=[]": r"'devices.kinds' is \[\]; allowed: a mapping of one kind or more",
+    "strategy=fedbuff": r"'devices.kinds' is None; allowed: those of a profile, e.g. devices=phones",
+    "strategy=fedbuff devices=phones strategy.buffer=11": r"'strategy.buffer' is 11; allowed: an integer in \[1, 10\]",
+    "strategy=fedbuff devices=phones strategy.staleness=linear": r"'strategy.staleness' is 'linear'; allowed: 'square_root' or 'constant'",
+    "strategy=fedavg strategy.partial_sums=true evaluate_clients=false devices=phones": r"'strategy.partial_sums' is True; allowed: false",
     "client_models=[]": r"'client_models' is \[\]; allowed: null, or a list of one model or more",
     "client_models=[{name:lenet5}]": r"'client_models\[0\].options' is None; allowed: a value; it is missing",
 }
@@ -39,7 +50,7 @@ WRONG = {
 @pytest.mark.parametrize("override", WRONG)
 def test_a_wrong_value_is_one_line(override: str) -> None:
     with pytest.raises(FedimprError, match=WRONG[override]) as caught:
-        check(composed([override]))
+        check(composed(override.split()))
     assert "\n" not in str(caught.value)
 
 
@@ -55,6 +66,7 @@ UNKNOWN = {
     "experiment=demmo": r"'experiment' is 'demmo'; allowed: one of .*demo",
     "synthesis=[dii]": r"'synthesis' is 'dii'; allowed: one of ci, cmi, .*di",
     "model=lenet": r"'model' is 'lenet'; allowed: one of .*lenet5",
+    "devices=phone": r"'devices' is 'phone'; allowed: one of boards, none, phones, uniform",
 }
 
 
@@ -106,6 +118,9 @@ def test_the_hash_knows_what_decides_a_result() -> None:
     one = composed(["output=/a"])
     assert one.hash() == composed(["output=/b", "runtime=flower"]).hash()
     assert one.hash() != composed(["output=/a", "seed=1"]).hash()
+    assert (
+        len({one.hash(), *(composed(["output=/a", *more]).hash() for more in (["devices=phones"], ["devices=phones", "deadline=3"]))}) == 3
+    )
     assert one.hash() != composed(["output=/a", "synthesis=[cmi,di]"]).hash()  # the first method's student is the global model
 
 

@@ -235,7 +235,7 @@ def test_what_clients_answered_survives_the_disk(tmp_path: Path) -> None:
         UpdateError("no reply", client=3, round=4),
     ]
     states = States(tmp_path, 0.0)
-    states.save(4, "updates", Received(updates, errors, 1.5).state_dict())
+    states.save(4, "updates", Received(updates, errors, 1.5, {0: 24, 3: 8}).state_dict())
     got = Received.from_state_dict(states.load(4, "updates"))
     assert got.seconds == 1.5 and [str(error) for error in got.excluded] == [str(error) for error in errors]
     assert [(error.client, error.round) for error in got.excluded] == [(1, 4), (3, 4)]
