@@ -11,7 +11,10 @@ WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 22, 10, 34  # of the plotting area, in SVG units
 AXES = ("step", "epoch", "round")  # what may run along the horizontal axis, best first
 SERIES = ("client", "method")
-COLOURS = 8  # in the page's style sheet, as .c0 ... .c7
+# Of lines on white and on dark, .c0 ... .c7 in a style sheet; also those who lack one of the eye's three receptors tell them apart.
+LIGHT = ("#1352c2", "#d9730d", "#0a8455", "#b565ac", "#4e3580", "#7a3b12", "#2485da", "#6e757b")
+DARK = ("#6ba7f8", "#f3a454", "#4ed1a0", "#ea7fc6", "#ccc2ff", "#c58a62", "#2588cc", "#9aa4a3")
+COLOURS = len(LIGHT)
 POINTS = 400  # drawn per line at most
 
 Lines = dict[str, list[tuple[float, float]]]
@@ -49,6 +52,12 @@ def ticks(low: float, high: float, count: int = 6) -> list[float]:
     step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [n * step for n in range(first, max(last, first + 1) + 1)]
+
+
+def short(text: str, length: int) -> str:
+    """One line of at most ``length`` characters."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= length else line[: max(1, length - 1)] + "…"
 
 
 def _number(value: object) -> bool:

@@ -12,17 +12,17 @@ from typing import Any
 
 import yaml
 
-from sim.charts import COLOURS
+from sim.charts import COLOURS, DARK, LIGHT
 
 STYLE = """
 :root {
   color-scheme: light dark;
   --page: #f6f7f9; --card: #fff; --text: #1c2330; --soft: #5b6472; --line: #dfe3e9; --bar: #d6e4f7; --good: #1a7f4b; --bad: #b3261e;
-  --c0: #2463b8; --c1: #d9730d; --c2: #1a8a5a; --c3: #b3348a; --c4: #8060d0; --c5: #a0522d; --c6: #0f8f9e; --c7: #77808c;
+  LIGHT
 }
 @media (prefers-color-scheme: dark) { :root {
   --page: #12161c; --card: #1b212a; --text: #e4e8ee; --soft: #9aa5b4; --line: #333c49; --bar: #24415f; --good: #5ccf93; --bad: #ff8a80;
-  --c0: #6ea8f5; --c1: #f5a254; --c2: #58c994; --c3: #ea7fc6; --c4: #b39cf5; --c5: #d79a72; --c6: #56c8d6; --c7: #a6afbb;
+  DARK
 } }
 * { box-sizing: border-box; }
 body {
@@ -73,6 +73,8 @@ pre { margin: .5rem 0 0; overflow-x: auto; font: .82rem/1.45 ui-monospace, Menlo
 }
 @media print { body { max-width: none; background: none; } section { break-inside: avoid; } }
 """
+for _word, _colours in (("LIGHT", LIGHT), ("DARK", DARK)):
+    STYLE = STYLE.replace(_word, " ".join(f"--c{n}: {colour};" for n, colour in enumerate(_colours)))
 STYLE += "".join(
     f".c{n} {{ --c: var(--c{n}); stroke: var(--c); }} circle.c{n} {{ fill: var(--c); stroke: none; }}\n" for n in range(COLOURS)
 )

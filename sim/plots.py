@@ -13,6 +13,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from sim.charts import short
 from sim.results import Sheet, replace_file
 
 DPI = 128  # a power of two: whole pixels stay whole when they are divided and multiplied by it
@@ -34,7 +35,7 @@ def draw_partition(counts: Any, class_names: Sequence[str], path: Path, title: s
     classes, clients = table.shape
     wide, high = min(0.52, 9.6 / max(clients, 1)), min(0.34, 12 / classes)  # of a cell, in inches
     width, height = max(2.4, clients * wide), max(0.6, classes * high)
-    names = [_short(name, 18) for name in class_names]
+    names = [short(name, 18) for name in class_names]
     name_size = min(8.5, high * 72 * 0.85)
     left = 0.5 + max(len(name) for name in names) * name_size * 0.62 / 72
     total = (left + width + 0.95, height + 1.1)
@@ -59,14 +60,14 @@ def draw_partition(counts: Any, class_names: Sequence[str], path: Path, title: s
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=2)
     bar.set_label("images (square-root scale)", fontsize=8)
-    figure.text(left / total[0], 1 - 0.3 / total[1], _short(title, int((width + 0.9) * 72 / 6.4)), fontsize=10.5, parse_math=False)
+    figure.text(left / total[0], 1 - 0.3 / total[1], short(title, int((width + 0.9) * 72 / 6.4)), fontsize=10.5, parse_math=False)
 
     size = min(8.0, wide * 72 * 0.88 / (0.64 * len(str(most))), high * 72 * 0.6)
     if size >= 5:
         for (row, column), count in np.ndenumerate(table):
             colour = "white" if (count / most) ** 0.5 > 0.6 else "#222222" if count else "#bbbbbb"
             axes.text(column + 0.5, row + 0.52, str(count), ha="center", va="center", fontsize=size, color=colour)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_impressions(sheets: Mapping[str, Sheet], path: Path) -> None:
@@ -85,7 +86,7 @@ def draw_impressions(sheets: Mapping[str, Sheet], path: Path) -> None:
     for block in blocks:
         block.draw(figure, top)
         top += block.height + MARGIN
-    _save(figure, path)
+    save(figure, path)
 
 
 class _Block:
@@ -97,7 +98,7 @@ class _Block:
         labels, shown = sheet.labels.tolist(), present[:COLUMNS]
         self.places = [[place for place, label in enumerate(labels) if label == k][:ROWS] for k in shown]
         self.names = [sheet.class_names[k] for k in shown]
-        self.caption = _short(method, 60) + (f"  ({len(shown)} of {len(present)} classes)" if len(present) > len(shown) else "")
+        self.caption = short(method, 60) + (f"  ({len(shown)} of {len(present)} classes)" if len(present) > len(shown) else "")
         self.images = _enlarged(sheet.images.detach().cpu().float().numpy())
         self.confidence = None if sheet.confidence is None else sheet.confidence.tolist()
         self.cell_height, self.cell_width = self.images.shape[1:3]
@@ -115,7 +116,7 @@ class _Block:
         for column, (name, places) in enumerate(zip(self.names, self.places, strict=True)):
             x = MARGIN + column * (self.cell_width + GAP)
             middle = x + self.cell_width / 2
-            write(middle, top + self.title + 11, _short(name, self.cell_width // 9), 8.5, ha="center")
+            write(middle, top + self.title + 11, short(name, self.cell_width // 9), 8.5, ha="center")
             if not places:
                 write(middle, top + self.title + self.heading + 12, "none", 8, ha="center", color=GREY)
             for row, place in enumerate(places):
@@ -142,13 +143,8 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
+    """Write a figure as PNG; the file appears whole or not at all."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})  # no version: the same bytes everywhere
+    figure.savefig(content, format="png", dpi=dpi, metadata={"Software": None})  # no version: the same bytes everywhere
     replace_file(path, content.getvalue())
-
-
-def _short(text: str, length: int) -> str:
-    """One line of at most ``length`` characters."""
-    line = " ".join(str(text).split())
-    return line if len(line) <= length else line[: max(1, length - 1)] + "…"

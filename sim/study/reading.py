@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ class Result:
         cause: why it is not finished, or nothing.
         method: or nothing, where a run has no result.
         accuracy: in [0, 1], or unknown.
-        values: the whole line as it stands, by column.
+        values: the line as it stands, by column, from the seed on; an axis may be called as one of these columns is.
     """
 
     point: str
@@ -112,28 +113,29 @@ class Content:
     costs: Mapping[tuple[str, str], Mapping[str, float]]
     notices: tuple[str, ...]
 
-    @property
+    @cached_property
     def methods(self) -> tuple[str, ...]:
         """The methods that have results and are to be shown, in the order in which they are shown."""
         present = dict.fromkeys(result.method for result in self.results if result.method and result.accuracy is not None)
         return tuple(method for method in self.study.compare or present if method in present)
 
-    @property
+    @cached_property
     def settings(self) -> tuple[tuple[str, ...], ...]:
         """Every setting once, in the order of the lines."""
         return tuple(dict.fromkeys(result.setting for result in self.results))
 
-    @property
+    @cached_property
     def finished(self) -> tuple[Result, ...]:
         """The results that count: those of finished runs. What a run says on its way is not its last word."""
         return tuple(result for result in self.results if result.status == FINISHED and result.method and result.accuracy is not None)
 
-    @property
+    @cached_property
     def varying(self) -> tuple[int, ...]:
         """The places of the axes that take several values."""
         return tuple(place for place in range(len(self.axes)) if len({setting[place] for setting in self.settings}) > 1)
 
-    def runs(self) -> dict[str, list[Result]]:
+    @cached_property
+    def runs(self) -> Mapping[str, Sequence[Result]]:
         """The lines of every point."""
         found: dict[str, list[Result]] = {}
         for result in self.results:
@@ -160,17 +162,17 @@ def read_study(folder: Path) -> Content:
     damage = Damage()
     study = _study(folder, damage)
     head, lines = _table(folder / "results.csv", NEEDED, damage)
-    axes = tuple(head[head.index("point") + 1 : head.index("seed")]) if head else tuple(study.axes)
+    axes = tuple(head[1 : head.index("seed")]) if head else tuple(study.axes)
     costs_head, costs = _table(folder / "costs.csv", ("point", "method"), damage, optional=True)
     numbers = [name for name in costs_head if name not in ("point", "method")]
     return Content(
         folder=folder,
         study=study,
         axes=axes,
-        results=_results(lines, axes, damage),
+        results=_results(head, lines, damage),
         costs={
             (line["point"], line["method"]): {name: value for name in numbers if (value := finite(line[name])) is not None}
-            for _, line in costs
+            for line in (dict(zip(costs_head, row, strict=True)) for _, row in costs)
         },
         notices=tuple(damage.lines()),
     )
@@ -206,9 +208,7 @@ def _texts(values: Any) -> tuple[str, ...]:
     return tuple(str(value) for value in values) if isinstance(values, list) else ()
 
 
-def _table(
-    path: Path, needed: Sequence[str], damage: Damage, *, optional: bool = False
-) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+def _table(path: Path, needed: Sequence[str], damage: Damage, *, optional: bool = False) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The head of a CSV file, and its whole lines with their numbers in the file; neither where a needed column is missing."""
     try:
         text = path.read_bytes().decode(errors="replace")
@@ -222,7 +222,7 @@ def _table(
     whole = text if text.endswith("\n") else text[: text.rfind("\n") + 1]
     reader = csv.reader(io.StringIO(whole, newline=""))
     head: list[str] | None = None
-    lines: list[tuple[int, dict[str, str]]] = []
+    lines: list[tuple[int, list[str]]] = []
     while True:
         first = reader.line_num + 1
         try:
@@ -235,23 +235,27 @@ def _table(
         if head is None:
             head = row
         elif len(row) == len(head):
-            lines.append((first, dict(zip(head, row, strict=True))))
+            lines.append((first, row))
         elif row:
             damage.add(path.name, f"line {first} has {len(row)} fields where the head has {len(head)}, and is left out")
     if whole != text:
         damage.add(path.name, f"line {whole.count(chr(10)) + 1} is cut off and left out")
     lost = [name for name in needed if name not in (head or ())]
-    if lost or (head and "seed" in needed and head.index("point") > head.index("seed")):
-        damage.add(path.name, f"its head has no column {', '.join(lost)}" if lost else "its column seed stands before its column point")
+    if lost or (head and head[0] != "point"):
+        damage.add(
+            path.name, f"its head has no column {', '.join(lost)}" if lost else f"its first column is {head[0]!r} where point belongs"
+        )
         return [], []
     return head or [], lines
 
 
-def _results(lines: Sequence[tuple[int, Mapping[str, str]]], axes: Sequence[str], damage: Damage) -> tuple[Result, ...]:
+def _results(head: Sequence[str], lines: Sequence[tuple[int, Sequence[str]]], damage: Damage) -> tuple[Result, ...]:
     """The lines that make sense; a method that a point has twice counts once."""
     found: dict[tuple[str, str], Result] = {}
-    for number, line in lines:
-        accuracy, point, method = finite(line["accuracy"]), line["point"], line["method"]
+    for number, row in lines:
+        first = head.index("seed")
+        line, point, setting = dict(zip(head[first:], row[first:], strict=True)), row[0], tuple(row[1:first])
+        accuracy, method = finite(line["accuracy"]), line["method"]
         if Path(point).name != point or point in ("", "..") or "\0" in point:
             damage.add("results.csv", f"line {number} names no point ({point!r}), and is left out")
         elif line["accuracy"] and (accuracy is None or not 0 <= accuracy <= 1):
@@ -261,8 +265,7 @@ def _results(lines: Sequence[tuple[int, Mapping[str, str]]], axes: Sequence[str]
         elif (point, method) in found:
             damage.add("results.csv", f"line {number} says again what {point} has of {method or 'no method'}, and is left out")
         else:
-            setting, cause = tuple(line[axis] for axis in axes), line.get("cause", "")
-            found[point, method] = Result(point, setting, line["seed"], line["status"], cause, method, accuracy, line)
+            found[point, method] = Result(point, setting, line["seed"], line["status"], line.get("cause", ""), method, accuracy, line)
     return tuple(found.values())
 
 

@@ -78,7 +78,7 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
 def remarks(content: Content, table: Sequence[Entry]) -> list[str]:
     """What one has to know to read the table, one sentence each."""
     said = []
-    status = Counter({point: lines[0].status for point, lines in content.runs().items()}.values())
+    status = Counter({point: lines[0].status for point, lines in content.runs.items()}.values())
     if rest := ", ".join(f"{count:,} {name or 'of unknown status'}" for name, count in status.items() if name != FINISHED):
         said.append(f"Runs that are not finished do not count: {rest}.")
     single = sum(entry.n == 1 for entry in table)
