@@ -22,7 +22,7 @@ from sim.progress import Progress  # noqa: E402
 from sim.stages import duration  # noqa: E402
 from sim.study.collect import Collected, begin  # noqa: E402
 from sim.study.plan import Point, Study, checked, read_study  # noqa: E402
-from sim.study.running import owned, places, read_json, run_points, status_of  # noqa: E402
+from sim.study.running import cores_here, owned, places, read_json, run_points, status_of  # noqa: E402
 
 REFRESH_SECONDS = 30.0  # between two looks of the page while runs go on
 
@@ -83,7 +83,8 @@ def run(study: Study, settings: Settings, points: Sequence[Point], typed: str) -
         over = ("finished",) if study.retry else ("finished", "failed")
         left = [point for point in points if before[point.name] not in over]
         collected, began, ended, shown = Collected(study), time.monotonic(), 0, time.monotonic()
-        print(f"{len(points)} runs, {len(left)} to do, {min(len(left), places(study, settings))} side by side: {study.folder}")
+        where = f"{side(study, settings, left)} side by side" if study.address is None else f"on the cluster at {study.address}"
+        print(f"{len(points)} runs, {len(left)} to do, {where}: {study.folder}")
         if kept := sum(status == "failed" for status in before.values()) * (not study.retry):
             print(f"{kept} of them failed before and stay so; study.retry=true tries them again")
 
@@ -121,14 +122,18 @@ def show(study: Study, settings: Settings, points: Sequence[Point]) -> None:
         return
     parts = [estimate(point.overrides) for point in (left[0], *left[1:][-1:])]
     seconds = sum(sum(part.values()) for part in parts) / len(parts)
-    side = min(len(left), places(study, settings))
-    print(f"{len(points)} runs, {len(left)} to do, {side} side by side")
+    print(f"{len(points)} runs, {len(left)} to do, {side(study, settings, left)} side by side")
     print(
         f"a run: about {duration(seconds)} ("
         + ", ".join(f"{name} {duration(spent)}" for name, spent in parts[0].items() if spent >= 0.5)
         + ")"
     )
-    print(f"the study: about {duration(seconds * -(-len(left) // side))}")
+    print(f"the study: about {duration(seconds * -(-len(left) // side(study, settings, left)))}")
+
+
+def side(study: Study, settings: Settings, points: Sequence[Point]) -> int:
+    """How many of the points will be at work side by side on this machine."""
+    return min(len(points), places(study, settings, cores_here()))
 
 
 def _told(study: Study, point: Point) -> str:

@@ -16,14 +16,13 @@ from pathlib import Path
 from fedimpr.errors import FedimprError
 
 
-def play(overrides: Sequence[str], folder: Path, log: Path, variables: Mapping[str, str]) -> None:
+def play(overrides: Sequence[str], log: Path, variables: Mapping[str, str]) -> None:
     """Run, or go on with, the federation of some overrides; the exit status is that of ``python -m sim``.
 
     The process leads a session of its own, so that all that it starts can be found and ended with it, and goes when the study's does.
 
     Args:
         overrides: with the result folder.
-        folder: the result folder.
         log: a file that gets all that the run prints.
         variables: of the environment.
     """

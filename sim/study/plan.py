@@ -77,6 +77,7 @@ class Study:
     output: str | None
     workers: int | None
     per_gpu: int
+    address: str | None
     minutes: float | None
     memory_mb: float | None
     retry: bool

@@ -4,79 +4,45 @@ from __future__ import annotations
 
 import fcntl
 import json
-import multiprocessing
 import os
 import shutil
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from multiprocessing.process import BaseProcess
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedimpr.errors import ConfigError
 from sim.config import Settings, quoted
-from sim.processes import Family
-from sim.study.child import play
+from sim.study.job import Job, start
 from sim.study.plan import Point, Study
 
+if TYPE_CHECKING:  # Ray takes seconds to import
+    from sim.study.cluster import RemoteJob
+
 POLL = 0.05  # seconds between two looks at the runs
-LOOK = 1.0  # seconds between two looks at their memory
 GUESS_MB = 1024.0  # of a run, until one has ended
 FREE_SECONDS = 10.0  # for what a killed study has left behind to be gone
 
 
 @dataclass
 class Active:
-    """A run at work; also what :class:`~sim.processes.Family` needs of a process.
+    """A point at work.
 
     Attributes:
         point: which.
         folder: its result folder.
-        process: that plays it.
-        gpu: that it sees; ``None`` where there is none.
-        memory_mb: of it and all that it started, when last looked at.
+        job: that plays it, here or on a cluster.
+        gpu: that it sees, of this machine's; ``None`` without one.
     """
 
     point: Point
     folder: Path
-    process: BaseProcess
+    job: Job | RemoteJob
     gpu: int | None
-    started: float = field(default_factory=time.monotonic)
-    family: Family = field(default_factory=Family)
-    memory_mb: float = 0.0
-    cause: str | None = None
-
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return self.process.pid or 0
-
-    @property
-    def returncode(self) -> int | None:
-        """Its exit status, or nothing while it is at work."""
-        return self.process.exitcode
-
-    def poll(self) -> int | None:
-        """The same."""
-        return self.process.exitcode
-
-    def terminate(self) -> None:
-        """Ask it to stop."""
-        self.process.terminate()
-
-    def look(self) -> None:
-        """Learn what it has started, and how much memory all of it takes."""
-        self.memory_mb = sum(map(_resident_mb, self.family.members()))
-
-    def end(self, cause: str | None) -> None:
-        """Ask it and all that it started to stop, then insist."""
-        self.cause = cause
-        self.family.kill()
-        self.process.join()
 
 
 @contextmanager
@@ -124,53 +90,116 @@ def run_points(study: Study, settings: Settings, points: Iterable[Point], ended:
         points: that have not ended.
         ended: told each point that has, and how many are at work.
     """
-    waiting, active = deque(points), list[Active]()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sim.study.warm"])
-    most, gpus, expected, looked = places(study, settings), _gpus(settings), study.memory_mb or GUESS_MB, 0.0
-    try:
-        while waiting or active:
-            while waiting and len(active) < most and (not active or _room(active, expected)):
-                gpu = min(gpus, key=lambda one: sum(run.gpu == one for run in active)) if gpus else None
-                if gpu is not None and sum(run.gpu == gpu for run in active) >= study.per_gpu:
-                    break
-                active.append(_started(study, waiting.popleft(), context, gpu))
-            time.sleep(POLL)
-            if time.monotonic() - looked > LOOK:
-                looked = time.monotonic()
-                for run in active:
-                    run.look()
-            for run in list(active):
-                if run.returncode is None:
-                    _hold_to_limits(study, run)
-                if run.returncode is not None:
-                    active.remove(run)
-                    _conclude(run)
-                    expected = study.memory_mb or max(expected if expected != GUESS_MB else 0.0, _peak_mb(run.folder), 1.0)
-                    ended(run.point, len(active))
-    finally:
-        for run in active:
-            run.terminate()  # all at once, so that they save what they have side by side
-        for run in active:
-            run.end(None)
+    waiting, active, expected = deque(points), list[Active](), study.memory_mb or GUESS_MB
+    with _place(study, settings) as place:
+        try:
+            while waiting or active:
+                while waiting and place.room(active, expected):
+                    active.append(place.start(waiting.popleft(), active))
+                time.sleep(POLL)
+                for run in list(active):
+                    if run.job.returncode is None:
+                        run.job.hold_to(study.minutes, study.memory_mb)
+                    if (code := run.job.returncode) is not None:
+                        active.remove(run)
+                        run.job.close()
+                        _conclude(run.folder, code, run.job.cause)
+                        expected = study.memory_mb or max(expected if expected != GUESS_MB else 0.0, _peak_mb(run.folder), 1.0)
+                        ended(run.point, len(active))
+        finally:
+            for run in active:
+                run.job.terminate()  # all at once, so that they save what they have side by side
+            for run in active:
+                run.job.end(None)
 
 
-def places(study: Study, settings: Settings) -> int:
-    """How many runs fit side by side: their cores into this machine's, unless the study says how many."""
-    if study.workers is not None:
-        return study.workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+class Here:
+    """This machine.
+
+    Args:
+        study: whose runs it plays.
+        settings: of a run.
+    """
+
+    def __init__(self, study: Study, settings: Settings) -> None:
+        self.study, self.most, self.gpus = study, places(study, settings, cores_here()), _gpus(settings)
+
+    def room(self, active: Sequence[Active], expected_mb: float) -> bool:
+        """Whether one more fits beside those at work, each of which may take so much memory."""
+        if self.gpus and len(active) >= self.study.per_gpu * len(self.gpus):
+            return False
+        growth = sum(max(0.0, expected_mb - run.job.memory_mb) for run in active)
+        return len(active) < self.most and (not active or _available_mb() - growth > expected_mb)
+
+    def start(self, point: Point, active: Sequence[Active]) -> Active:
+        """Play a point, on the GPU with the fewest runs."""
+        gpu = min(self.gpus, key=lambda one: sum(run.gpu == one for run in active)) if self.gpus else None
+        folder, overrides = _prepared(self.study, point)
+        return Active(point, folder, start(overrides, folder, {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}), gpu)
+
+
+class OnRay:
+    """A Ray cluster, which sees to it that runs have the cores, the memory and the GPUs that they ask for.
+
+    Args:
+        study: whose runs it plays.
+        settings: of a run.
+    """
+
+    def __init__(self, study: Study, settings: Settings) -> None:
+        import ray
+
+        has = ray.cluster_resources()
+        self.study, self.most = study, places(study, settings, has.get("CPU", 0.0))
+        self.cpus = cores_of(settings, has.get("CPU", 0.0))
+        self.gpus = 1 / study.per_gpu if has.get("GPU") and settings.device != "cpu" else 0.0
+
+    def room(self, active: Sequence[Active], expected_mb: float) -> bool:
+        """Whether one more is handed in."""
+        return len(active) < self.most
+
+    def start(self, point: Point, active: Sequence[Active]) -> Active:
+        """Hand a point in."""
+        from sim.study.cluster import start_remote
+
+        folder, overrides = _prepared(self.study, point)
+        limits = {"minutes": self.study.minutes, "memory_mb": self.study.memory_mb}
+        return Active(point, folder, start_remote(overrides, folder, {}, cpus=self.cpus, gpus=self.gpus, **limits), None)
+
+
+@contextmanager
+def _place(study: Study, settings: Settings) -> Iterator[Here | OnRay]:
+    if study.address is None:
+        yield Here(study, settings)
+        return
+    from sim.on_ray import running
+
+    with running(study.address):
+        yield OnRay(study, settings)
+
+
+def places(study: Study, settings: Settings, cores: float) -> int:
+    """How many runs fit side by side into so many cores, unless the study says how many."""
+    return study.workers or max(1, int(cores / cores_of(settings, cores)))
+
+
+def cores_of(settings: Settings, cores: float) -> float:
+    """How many of these cores a run computes with."""
     runtime = settings.runtime
     if runtime["name"] == "local":
-        needed = float(runtime["threads"])
-    elif runtime["name"] == "ray" and runtime["workers"] is not None:
-        needed = max(float(runtime["threads"]), runtime["workers"] * runtime["cpus_per_worker"])
-    else:
-        needed = cores  # such a runner takes all there are
-    return max(1, int(cores / needed))
+        return float(runtime["threads"])
+    if runtime["name"] == "ray" and runtime["workers"] is not None:
+        return float(max(runtime["threads"], runtime["workers"] * runtime["cpus_per_worker"]))
+    return max(cores, 1.0)  # such a runner takes all there are
 
 
-def _started(study: Study, point: Point, context: Any, gpu: int | None) -> Active:
+def cores_here() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _prepared(study: Study, point: Point) -> tuple[Path, list[str]]:
+    """A point's result folder, and its overrides with that; a run that was under way resumes."""
     folder = study.folder.resolve() / "points" / point.name
     overrides = [*point.overrides, f"output={quoted(str(folder))}"]
     if status_of(folder) != "waiting" and (folder / "config.yaml").exists():
@@ -179,36 +208,19 @@ def _started(study: Study, point: Point, context: Any, gpu: int | None) -> Activ
     elif folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    variables = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
-    process = context.Process(target=play, args=(overrides, folder, folder / "log.txt", variables), daemon=False)
-    process.start()
-    run = Active(point, folder, process, gpu)
-    run.family.adopt(run)
-    return run
+    return folder, overrides
 
 
-def _hold_to_limits(study: Study, run: Active) -> None:
-    if study.minutes is not None and time.monotonic() - run.started > 60 * study.minutes:
-        run.end(f"it took longer than study.minutes = {study.minutes:g}")
-    elif study.memory_mb is not None and run.memory_mb > study.memory_mb:
-        run.end(f"it took {run.memory_mb:,.0f} MiB, more than study.memory_mb = {study.memory_mb:g}")
-
-
-def _conclude(run: Active) -> None:
+def _conclude(folder: Path, code: int, cause: str | None) -> None:
     """Write down how a run ended that could not do so itself."""
-    run.process.join()
-    run.family.kill()  # what it has left behind, if anything
-    status, code = status_of(run.folder), run.returncode or 0
-    if run.cause is None and (status in ("finished", "failed") or code == 143):
+    if cause is None and (status_of(folder) in ("finished", "failed") or code == 143):
         return
-    cause = run.cause or _last_words(run.folder / "log.txt")
-    if run.cause is None and code < 0:
-        cause = f"its process was ended by {signal.Signals(-code).name}" + (
-            "; most likely memory ran out" if code == -signal.SIGKILL else ""
-        )
+    if cause is None and code < 0:
+        cause = f"its process was ended by {signal.Signals(-code).name}"
+        cause += "; most likely memory ran out" if code == -signal.SIGKILL else ""
     from sim.report import conclude  # PyTorch comes with it
 
-    conclude(run.folder, cause)
+    conclude(folder, cause or _last_words(folder / "log.txt"))
 
 
 def _last_words(log: Path) -> str:
@@ -234,12 +246,6 @@ def _wait_until_free(folder: Path) -> None:
         time.sleep(POLL)
 
 
-def _room(active: Iterable[Active], expected_mb: float) -> bool:
-    """Whether there is memory for one more, with what those at work may still grow by set aside."""
-    growth = sum(max(0.0, expected_mb - run.memory_mb) for run in active)
-    return _available_mb() - growth > expected_mb
-
-
 def _available_mb() -> float:
     with suppress(OSError, KeyError, ValueError):
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
@@ -249,13 +255,6 @@ def _available_mb() -> float:
             free = min(free, (limit - used) / 2**20)
         return free
     return float("inf")
-
-
-def _resident_mb(pid: int) -> float:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-    except (OSError, ValueError, IndexError):
-        return 0.0
 
 
 def _peak_mb(folder: Path) -> float:

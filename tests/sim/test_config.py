@@ -108,7 +108,8 @@ def test_every_experiment_composes_and_goes_to_json_and_back(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "choice"), [(path.parent.name, path.stem) for path in sorted(CONFIGS.glob("*/*.yaml")) if path.parent.name not in ("experiment", "study")]
+    ("group", "choice"),
+    [(path.parent.name, path.stem) for path in sorted(CONFIGS.glob("*/*.yaml")) if path.parent.name not in ("experiment", "study")],
 )
 def test_every_choice_of_every_group_composes(group: str, choice: str) -> None:
     composed([f"{group}={choice}"])

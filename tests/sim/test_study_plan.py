@@ -22,7 +22,7 @@ from sim.study.plan import Study, checked, read_study, text_of
 def study(**changes: Any) -> Study:
     keys: dict[str, Any] = {
         "name": "it", "question": "?", "base": ["experiment=demo"], "axes": {}, "seeds": [0], "compare": [], "baseline": None,
-        "output": None, "workers": None, "per_gpu": 1, "minutes": None, "memory_mb": None, "retry": False,
+        "output": None, "workers": None, "per_gpu": 1, "address": None, "minutes": None, "memory_mb": None, "retry": False,
     }  # fmt: skip
     made: Study = call(Study, {**keys, **changes}, "")
     return made
