@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -62,12 +63,11 @@ def cohort_of(federation: Federation, nodes: Sequence[int], round: int) -> dict[
 
     With devices, of those that can be reached and have the memory.
     """
-    chosen, fleet = list(range(federation.clients)), federation.fleet
+    everyone, fleet = list(range(federation.clients)), federation.fleet
     if federation.cohort is not None:
-        chosen = torch.randperm(federation.clients, generator=seeds.generator(federation.seed, "cohort", round)).tolist()
-    if fleet is not None:
-        chosen = [partition for partition in chosen if fleet.able(partition) and fleet.there(round, partition)]
-    return by_node(federation, nodes, sorted(chosen[: federation.cohort]))
+        everyone = torch.randperm(federation.clients, generator=seeds.generator(federation.seed, "cohort", round)).tolist()
+    there = (partition for partition in everyone if fleet is None or (fleet.able(partition) and fleet.there(round, partition)))
+    return by_node(federation, nodes, sorted(itertools.islice(there, federation.cohort)))
 
 
 def by_node(federation: Federation, nodes: Sequence[int], partitions: Iterable[int]) -> dict[int, list[int]]:

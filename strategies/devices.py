@@ -124,7 +124,7 @@ class Fleet:
         return self.loads[partition].memory <= self.devices[partition].memory_mb * 1e6
 
     def there(self, round: int, partition: int) -> bool:
-        """Whether the device can be reached in a round."""
+        """Whether the device can be reached in a round, or when an asynchronous server asks for the ``round``-th time."""
         availability = self.devices[partition].availability
         if availability == 1:
             return True
@@ -132,7 +132,7 @@ class Fleet:
         return float(torch.rand((), dtype=torch.float64, generator=source)) < availability
 
     def turn(self, round: int, partition: int) -> Turn:
-        """The device's turn of a round."""
+        """The device's turn of a round, or after that asking."""
         device, load = self.devices[partition], self.loads[partition]
         source = seeds.generator(self.seed, "turn", round, partition)
         chance, moment = torch.rand(2, dtype=torch.float64, generator=source).tolist()

@@ -28,10 +28,10 @@ from fedimpr.errors import ConfigError
 from fedimpr.states import size_of, under
 from strategies.cohort import by_node, collect, roll_call
 from strategies.federation import Federation, instructions, loaded
-from strategies.plan import Ledger, charge_of, lost, tell_unable
+from strategies.plan import Ledger, lost, tell_unable
 from strategies.schedule import Step, steps
 from strategies.tensors import from_arrays, to_arrays
-from strategies.watch import Cost
+from strategies.watch import Charge, Cost
 
 Staleness = Literal["square_root", "constant"]
 Address = tuple[int, str]  # a node, and the round and version that it is asked for
@@ -130,7 +130,7 @@ class FedBuff(Strategy):
                 weight = 1 / math.sqrt(1 + stale) if self.staleness == "square_root" else 1.0
                 moved.add(update.weights, self.versions[flight.version], weight)
                 count, start = count + 1, time.monotonic()
-                fed.watch.update(server_round, update, charge_of(size, up[update.partition], flight.turn, stale))
+                fed.watch.update(server_round, update, Charge(size, up[update.partition], flight.turn.device, flight.turn.seconds, stale))
                 watching += time.monotonic() - start
         thrown = sum(self.fleet.loads[flight.partition].up for flight, _ in self.step.lost if flight.turn.cause is None)
         bill = self.ledger.bill(size * len(self.step.begun), sum(up.values()) + thrown, self.step.seconds)

@@ -41,14 +41,8 @@ class Plan:
 
     def charge(self, partition: int, up: Mapping[int, int]) -> Charge:
         """What a partition's turn cost, of which ``up`` bytes have come."""
-        turn = self.turns.get(partition)
-        return charge_of(self.down[partition], up[partition], turn)
-
-
-def charge_of(down: int, up: int, turn: Turn | None, staleness: int | None = None) -> Charge:
-    """What a turn cost; ``None`` is one without devices."""
-    known = {} if turn is None else {"device": turn.device, "simulated_seconds": turn.seconds}
-    return Charge(bytes_down=down, bytes_up=up, staleness=staleness, **known)  # type: ignore[arg-type]
+        down, turn = self.down[partition], self.turns.get(partition)
+        return Charge(down, up[partition]) if turn is None else Charge(down, up[partition], turn.device, turn.seconds)
 
 
 def planned(federation: Federation, nodes: Sequence[int], round: int, minimum: int | None, size: int) -> Plan:
