@@ -29,6 +29,9 @@ def base(*more: str) -> Settings:
     return tiny(Path("unused"), *more, methods=["di"])
 
 
+FEDAVG = ("strategy=fedavg", "rounds=2")  # the shortest run that can be resumed
+
+
 def ran(folder: Path, trackers: Sequence[str] = (), *more: str, resume: bool = False) -> Path:
     run_local(replace(base(*more), output=str(folder), resume=str(folder) if resume else None, tracking=tuple(trackers)))
     return folder
@@ -101,8 +104,8 @@ def test_tensorboard_has_every_number_the_pictures_and_the_settings(tmp_path: Pa
 
 def test_a_resumed_run_goes_on_in_the_same_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped_after_a_round(tmp_path, ["tensorboard"], monkeypatch)
-    ran(tmp_path, ["tensorboard"], "rounds=2", resume=True)
-    told = events(tmp_path).Scalars("candidate/test_accuracy/uniform ensemble")
+    ran(tmp_path, ["tensorboard"], *FEDAVG, resume=True)
+    told = events(tmp_path).Scalars("candidate/test_accuracy/FedAvg")
     assert [event.step for event in told] == [1, 2]
 
 
@@ -116,7 +119,7 @@ def stopped_after_a_round(folder: Path, trackers: Sequence[str], monkeypatch: py
     whole = States.after_round
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(States, "after_round", stops)
-        ran(folder, trackers, "rounds=2")
+        ran(folder, trackers, *FEDAVG)
 
 
 # --- MLflow ---
@@ -142,10 +145,10 @@ def test_mlflow_is_told_how_a_run_ended_and_a_resumed_one_is_the_same(tmp_path: 
     stopped_after_a_round(tmp_path / "run", ["mlflow"], monkeypatch)
     (killed,) = runs()
     assert killed.info.status == "KILLED"
-    ran(tmp_path / "run", ["mlflow"], "rounds=2", resume=True)
+    ran(tmp_path / "run", ["mlflow"], *FEDAVG, resume=True)
     (whole,) = runs()
     assert whole.info.run_id == killed.info.run_id and whole.info.status == "FINISHED"
-    steps = [metric.step for metric in store.get_metric_history(whole.info.run_id, "candidate/test_accuracy/uniform ensemble")]
+    steps = [metric.step for metric in store.get_metric_history(whole.info.run_id, "candidate/test_accuracy/FedAvg")]
     assert sorted(steps) == [1, 2]
 
 
@@ -153,7 +156,7 @@ def test_a_resumed_run_whose_store_is_gone_begins_another(tmp_path: Path, store:
     stopped_after_a_round(tmp_path / "run", ["mlflow"], monkeypatch)
     (tmp_path / "store").rename(tmp_path / "moved")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "other").as_uri())
-    ran(tmp_path / "run", ["mlflow"], "rounds=2", resume=True)
+    ran(tmp_path / "run", ["mlflow"], *FEDAVG, resume=True)
     assert json.loads((tmp_path / "run" / "mlflow.json").read_text())["tracking_uri"] == (tmp_path / "other").as_uri()
 
 
@@ -161,9 +164,9 @@ def test_a_run_that_fails_is_a_failed_one(tmp_path: Path, store: Any, monkeypatc
     def stops(*_: object, **__: object) -> None:
         raise FedimprError("no")
 
-    monkeypatch.setattr("strategies.data_free.mine_and_distil", stops)
+    monkeypatch.setattr("strategies.fedavg.Average.weights", stops)
     with pytest.raises(FedimprError):
-        ran(tmp_path / "run", ["mlflow"])
+        ran(tmp_path / "run", ["mlflow"], *FEDAVG)
     (run,) = store.search_runs([store.get_experiment_by_name("run").experiment_id])
     assert run.info.status == "FAILED"
 
@@ -187,7 +190,7 @@ def test_without_an_address_mlflow_writes_a_database_in_the_current_folder(tmp_p
 def test_through_flower_the_current_folder_is_that_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server's app has one of its own, which does not last."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # so that it is as before after the test
     seen: list[str] = []
     monkeypatch.setattr("sim.flower.run", lambda *_, **__: seen.append(tracking.tracking_uri()) or 0)
     settings = replace(base("runtime=flower"), output=str(tmp_path / "run"), tracking=("mlflow",))
@@ -209,15 +212,12 @@ def test_a_missing_library_is_one_line_before_anything_starts(name: str, tmp_pat
 
 
 class Full:
-    """Fails at its second batch."""
+    """Begins well, and can keep nothing."""
 
-    def __init__(self, run: Run) -> None:
-        self.batches = 0
+    def __init__(self, run: Run) -> None: ...
 
     def log(self, found: Sequence[Scalar]) -> None:
-        self.batches += 1
-        if self.batches == 2:
-            raise OSError(28, "No space left\non device")
+        raise OSError(28, "No space left\non device")
 
     def close(self, status: Status) -> None:
         raise AssertionError("it has failed")
@@ -232,15 +232,15 @@ def test_a_tracker_that_fails_is_told_of_once_and_the_run_goes_on(
 ) -> None:
     monkeypatch.setattr(tracking, "TRACKERS", {"mlflow": Full})
     monkeypatch.setattr(tracking, "check", lambda names: None)
-    ran(tmp_path / "tracked", ["mlflow"])
+    ran(tmp_path / "tracked", ["mlflow"], *FEDAVG)
     assert told_of(caplog) == ["tracking with mlflow has ended, and the run goes on without it: [Errno 28] No space left on device"]
-    ran(tmp_path / "plain")
+    ran(tmp_path / "plain", (), *FEDAVG)
     assert_same(tmp_path / "tracked", tmp_path / "plain")
 
 
 def test_tensorboard_that_cannot_be_written_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "tensorboard").touch()
-    ran(tmp_path, ["tensorboard"])
+    ran(tmp_path, ["tensorboard"], *FEDAVG)
     (line,) = told_of(caplog)
     assert line.startswith("tracking with tensorboard has ended") and str(tmp_path / "tensorboard") in line
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "finished"
@@ -250,7 +250,7 @@ def test_a_server_that_is_away_is_one_line(tmp_path: Path, monkeypatch: pytest.M
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    ran(tmp_path, ["mlflow"])
+    ran(tmp_path, ["mlflow"], *FEDAVG)
     (line,) = told_of(caplog)
     assert line.startswith("tracking with mlflow has ended") and "127.0.0.1" in line and len(line) < 400
 
