@@ -20,7 +20,7 @@ STYLE = """
   --page: #f6f7f9; --card: #fff; --text: #1c2330; --soft: #5b6472; --line: #dfe3e9; --bar: #d6e4f7; --good: #1a7f4b; --bad: #b3261e;
   LIGHT
 }
-@media (prefers-color-scheme: dark) { :root {
+@media screen and (prefers-color-scheme: dark) { :root {
   --page: #12161c; --card: #1b212a; --text: #e4e8ee; --soft: #9aa5b4; --line: #333c49; --bar: #24415f; --good: #5ccf93; --bad: #ff8a80;
   DARK
 } }
@@ -71,7 +71,7 @@ pre { margin: .5rem 0 0; overflow-x: auto; font: .82rem/1.45 ui-monospace, Menlo
   body { padding: 1rem .6rem 2rem; } section { padding: .9rem .8rem; } table { font-size: .9rem; } th, td { padding: .4rem .4rem; }
   td.bar { min-width: 0; background: none; } tbody th { white-space: normal; }
 }
-@media print { body { max-width: none; background: none; } section { break-inside: avoid; } }
+@media print { :root { color-scheme: light; } body { max-width: none; background: none; } section { break-inside: avoid; } }
 """
 for _word, _colours in (("LIGHT", LIGHT), ("DARK", DARK)):
     STYLE = STYLE.replace(_word, " ".join(f"--c{n}: {colour};" for n, colour in enumerate(_colours)))

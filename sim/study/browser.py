@@ -7,7 +7,7 @@ from sim.html import STYLE
 STUDY_STYLE = (
     STYLE
     + """
-body { max-width: 72rem; }
+body { max-width: 76rem; }
 h3 { margin: 0; font-size: 1rem; }
 header p { max-width: 48rem; }
 .question { font-size: 1.1rem; }
@@ -28,18 +28,23 @@ a:hover { text-decoration-thickness: 2px; }
 .controls output { color: var(--soft); padding-bottom: .35rem; }
 .long { max-height: 75vh; overflow: auto; }
 .long thead th { position: sticky; top: 0; background: var(--card); }
-th button { padding: 0; border: 0; background: none; color: inherit; font-weight: inherit; text-align: inherit; cursor: pointer; }
-th button::after { content: " ↕"; opacity: .45; }
-th[aria-sort="ascending"] button::after { content: " ↑"; opacity: 1; }
-th[aria-sort="descending"] button::after { content: " ↓"; opacity: 1; }
+th button {
+  position: relative; padding: 0 1em 0 0; border: 0; background: none; color: inherit; font-weight: inherit; text-align: inherit;
+  cursor: pointer;
+}
+th button::after { content: "↕"; position: absolute; right: 0; bottom: 0; opacity: .45; }
+th[aria-sort="ascending"] button::after { content: "↑"; opacity: 1; }
+th[aria-sort="descending"] button::after { content: "↓"; opacity: 1; }
 .text, .results tbody th { text-align: left; }
+.results th, .results td { padding: .4rem .5rem; } .results tr > :first-child { padding-left: 0; }
 .results td.text { white-space: normal; min-width: 4rem; }
-.plot + .plot { margin-top: 1.75rem; }
+.figures { display: grid; gap: 1.75rem 2rem; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); }
+.plot:not(.single) { grid-column: 1 / -1; } .charts > div { max-width: 30rem; } .single .charts { grid-template-columns: 1fr; }
+.even .charts { grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); }
 .plot .charts p { font-size: .9rem; }
 .keys { margin: .35rem 0 .6rem; }
 .keys span { display: inline-flex; align-items: center; gap: .35rem; margin-right: 1.1rem; font-size: .9rem; }
 .keys svg { width: 1rem; height: 1rem; flex: none; }
-.charts > div:only-child { max-width: 32rem; }
 svg .mark { fill: var(--c); stroke: none; } svg .spread { stroke-width: 1.3; opacity: .75; }
 svg .band { fill: var(--c); stroke: none; opacity: .16; } svg .diagonal { stroke: var(--soft); stroke-dasharray: 5 4; stroke-width: 1; }
 svg image { image-rendering: pixelated; }
@@ -54,12 +59,19 @@ svg image { image-rendering: pixelated; }
 .run { margin-left: .25rem; } details.run + details.run { margin-top: .35rem; }
 .run > summary { font-weight: 400; }
 .run > div { margin: .4rem 0 .9rem; padding-left: .9rem; border-left: 2px solid var(--line); }
-.run table { width: auto; font-size: .88rem; } .run pre, .shared pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+.run table { width: auto; font-size: .88rem; } .run dl { margin-top: .6rem; } .run dd pre { margin: .2rem 0 0; }
+.run pre, .shared pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 code { font: .85em ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+@media (max-width: 40rem) {
+  .results th, .results td { padding: .35rem .3rem; } .results tbody th { min-width: 6.2rem; }
+  .run dl { grid-template-columns: 1fr; }
+  .results td.text { min-width: 2.5rem; max-width: 6rem; overflow-wrap: anywhere; }
+}
 @media print {
-  .controls { display: none; } .long { max-height: none; overflow: visible; } th button::after { content: ""; }
+  .controls { display: none; } .long { max-height: none; overflow: visible; } th button { padding: 0; } th button::after { content: ""; }
   .long thead th { position: static; } section { break-inside: auto; } .plot .charts > div, tr, .look { break-inside: avoid; }
-  .wide { overflow: visible; } .results { font-size: .75rem; } .results th, .results td { padding: .2rem .35rem; }
+  .wide { overflow: visible; } .results { font-size: .66rem; } .results thead th { font-size: inherit; }
+  .results th, .results td { padding: .2rem .3rem; } .results tbody th { white-space: nowrap; }
 }
 """
 )

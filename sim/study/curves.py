@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from typing import NamedTuple
 
 from sim.charts import COLOURS, ticks
-from sim.study.reading import Content, Damage, finite
+from sim.study.content import Content, Damage, finite
 from sim.study.series import PANELS, Panel, Plot, Point, axis_plots, ceiling_plot, heights
 from sim.study.statistics import Entry
 

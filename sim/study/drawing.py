@@ -13,7 +13,7 @@ LEFT, RIGHT, TOP, BOTTOM = 38, 14, 12, 38  # of the plotting area, in SVG units
 INSIDE = 16  # between the plotting area's edge and the first value
 APART = 4  # between the lines of two methods at one value, so that their spreads do not hide each other
 ROW = 10  # of a method beside a value without number
-LETTER = 6.1  # the width of a letter at 11 px, roughly
+LETTER = 6.4  # the width of a letter at 11 px, roughly
 FEW = 15  # points of a curve that get a marker
 
 # Around a point, about 7 units wide: a circle, a square, a triangle, a diamond, another triangle, a plus, a cross, a hexagon.
@@ -41,6 +41,7 @@ def draw(plot: Plot) -> str:
         for panel in plot.panels
     )
     hidden = f'<p class="soft">{plot.hidden:,} more are not drawn.</p>' if plot.hidden else ""
+    kind = {1: "plot single", 2: "plot even", 4: "plot even"}.get(len(plot.panels), "plot")
     how = {
         "lines": "mean and standard deviation over seeds",
         "dots": "mean and standard deviation over seeds",
@@ -48,7 +49,7 @@ def draw(plot: Plot) -> str:
         "scatter": "on the dashed line a student is as good as its ensemble",
     }[plot.kind]
     return (
-        f'<figure class="plot"><figcaption><b>{escape(plot.title)}</b> · accuracy in %, {how}</figcaption>'
+        f'<figure class="{kind}"><figcaption><b>{escape(plot.title)}</b> · in %, {how}</figcaption>'
         f'<p class="keys">{"".join(map(_key, (plot.names.index(name) for name in plot.drawn), plot.drawn))}</p>'
         f'<div class="charts">{panels}</div>{hidden}</figure>\n'
     )
@@ -121,7 +122,7 @@ def _svg(plot: Plot, panel: Panel, said: str) -> str:
 def _rows(plot: Plot, panel: Panel, said: str) -> str:
     """Values without numbers stand below each other, so that their names have room, and accuracies run to the right."""
     names = [short(label, 22) for _, label in plot.marks]
-    left, row = max(LEFT, round(max(map(len, names)) * LETTER) + 12), ROW * len(plot.drawn) + 8
+    left, row = max(LEFT, round(max(map(len, names)) * LETTER) + 14), ROW * len(plot.drawn) + 8
     height = TOP + row * len(names) + BOTTOM
     low, high = plot.heights[0], plot.heights[-1]
 

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
-from numpy.typing import NDArray
-from PIL import Image
 
 from sim.charts import COLOURS, LIGHT, short
 from sim.plots import save
+from sim.study.content import Damage
 from sim.study.curves import all_plots
 from sim.study.drawing import FEW, marker
-from sim.study.pictures import first_points, read_counts
-from sim.study.reading import Content, Damage, read_study
+from sim.study.mosaics import DPI, impressions, new_figure, partitions
+from sim.study.reading import read_study
 from sim.study.series import Panel, Plot
 from sim.study.statistics import entries
 
-DPI = 200
 MARKERS = "os^DvPXh"  # as sim.study.drawing.MARKERS
-SHEETS = 6  # settings whose impressions stand on one picture
-PARTITIONS = 24  # settings whose partitions do
-SHEET_WIDTH = 900  # pixels
 
 
 def write_figures(folder: Path) -> list[Path]:
@@ -62,7 +52,7 @@ def draw(plot: Plot) -> Figure:
     row = 0.12 * len(plot.drawn) + 0.1  # inches of a value without number
     height = 0.7 + row * len(plot.marks) if plot.kind == "dots" else 2.5
     width = 3.4 if plot.kind == "scatter" else 4.4 if columns == 1 else 3.1
-    figure = _figure(width * columns, height * rows + 0.6)
+    figure = new_figure(width * columns, height * rows + 0.6)
     for number, panel in enumerate(plot.panels):
         axes = figure.add_subplot(rows, columns, number + 1)
         axes.spines[["top", "right"]].set_visible(False)
@@ -107,17 +97,16 @@ def _lines(axes: Axes, plot: Plot, panel: Panel, *, names: bool, numbers: bool) 
     for place, (name, points) in enumerate(panel.lines.items()):
         number = plot.names.index(name)
         x, y, spread = (np.array(values) for values in zip(*points, strict=True))
-        look = {"color": _colour(number), "linewidth": 0 if plot.kind == "scatter" else 1.4, "markersize": 4.5, "clip_on": False}
+        colour, where = _colour(number), axes.transData
         mark = MARKERS[marker(number)] if plot.kind != "curves" or len(points) <= FEW else None
         if plot.kind == "lines":  # a little aside of each other, so that the spreads do not hide each other
             aside = ScaledTranslation(3 * (place - (len(panel.lines) - 1) / 2) / 72, 0, axes.figure.dpi_scale_trans)
-            look["transform"] = axes.transData + aside
-            axes.vlines(
-                x, (y - spread).clip(0), (y + spread).clip(0, 100), color=look["color"], linewidth=1, alpha=0.7, transform=look["transform"]
-            )
+            where = axes.transData + aside
+            axes.vlines(x, (y - spread).clip(0), (y + spread).clip(0, 100), color=colour, linewidth=1, alpha=0.7, transform=where)
         elif plot.kind == "curves":
-            axes.fill_between(x, (y - spread).clip(0), (y + spread).clip(0, 100), color=look["color"], alpha=0.15, linewidth=0)
-        axes.plot(x, y, marker=mark, **look)
+            axes.fill_between(x, (y - spread).clip(0), (y + spread).clip(0, 100), color=colour, alpha=0.15, linewidth=0)
+        width = 0 if plot.kind == "scatter" else 1.4
+        axes.plot(x, y, color=colour, linewidth=width, marker=mark, markersize=4.5, clip_on=False, transform=where)
     first, last = plot.marks[0][0], plot.marks[-1][0]
     if plot.kind == "lines":
         spare = (last / first) ** 0.06 if plot.log else (last - first) * 0.06
@@ -162,90 +151,6 @@ def _roomy(plot: Plot) -> list[tuple[float, str]]:
             chosen.append((value, short(label, 12)))
             taken = at + half + 0.02
     return chosen
-
-
-def partitions(content: Content) -> Figure | None:
-    """Who holds what: a panel a setting, of its first seed; settings that share a partition share a panel."""
-    found: dict[str, tuple[NDArray[np.int64], list[tuple[str, ...]]]] = {}
-    for setting, point in first_points(content).items():
-        counts = read_counts(content.folder / "points" / point)
-        if counts is not None:
-            found.setdefault(json.dumps(counts.tolist()), (counts, []))[1].append(setting)
-    shown = list(found.values())[:PARTITIONS]
-    if not shown:
-        return None
-    columns = min(4, len(shown))
-    rows = math.ceil(len(shown) / columns)
-    figure = _figure(2.3 * columns + 0.7, 2.0 * rows + 0.3)
-    most = max(int(counts.max(initial=1)) for counts, _ in shown)
-    grid: Any = None
-    every: list[Axes] = []
-    for number, (counts, settings) in enumerate(shown):
-        axes = figure.add_subplot(rows, columns, number + 1)
-        grid = axes.pcolormesh(counts.T, cmap="Blues", norm=PowerNorm(0.5, 0, most))  # counts are skewed, see sim.plots
-        axes.invert_yaxis()
-        axes.spines[:].set_color("#cccccc")
-        axes.tick_params(length=0, labelsize=7)
-        steps = [max(1, -(-side // 10)) for side in counts.shape]
-        axes.set_xticks(np.arange(0, counts.shape[0], steps[0]) + 0.5, labels=[str(k) for k in range(0, counts.shape[0], steps[0])])
-        axes.set_yticks(np.arange(0, counts.shape[1], steps[1]) + 0.5, labels=[str(k) for k in range(0, counts.shape[1], steps[1])])
-        axes.set_title(short(_common(content, settings), 34), fontsize=8, loc="left", parse_math=False)
-        if number + columns >= len(shown):
-            axes.set_xlabel("client", fontsize=8)
-        if number % columns == 0:
-            axes.set_ylabel("class", fontsize=8)
-        every.append(axes)
-    bar = figure.colorbar(grid, ax=every, aspect=30, pad=0.01)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=7, length=2)
-    bar.set_label("images (square-root scale)", fontsize=8)
-    return figure
-
-
-def _common(content: Content, settings: Sequence[tuple[str, ...]]) -> str:
-    """What settings have in common, in words."""
-    same = [place for place in content.varying if len({setting[place] for setting in settings}) == 1]
-    return content.label(settings[0], same) or (content.label(settings[0]) if len(settings) == 1 else "all settings")
-
-
-def impressions(content: Content) -> Figure | None:
-    """What was mined, method by method: the pictures of the first seed of a few settings, spread over all."""
-    found = [(content.label(setting), path) for setting, point in first_points(content).items() if (path := _picture(content, point))]
-    step = max(1, math.ceil(len(found) / SHEETS))
-    sheets = []
-    for label, path in found[::step]:
-        try:
-            with Image.open(path) as image:
-                height = round(image.height * SHEET_WIDTH / image.width)
-                sheets.append((label, np.asarray(image.convert("RGB").resize((SHEET_WIDTH, height), Image.Resampling.LANCZOS))))
-        except (OSError, ValueError):  # damaged: the page says so
-            continue
-    if not sheets:
-        return None
-    columns = min(2, len(sheets))
-    lines = [sheets[start : start + columns] for start in range(0, len(sheets), columns)]
-    heights = [max(sheet.shape[0] for _, sheet in line) / DPI + 0.25 for line in lines]
-    figure = _figure(columns * SHEET_WIDTH / DPI, sum(heights), layout=None)
-    top = 0.0
-    for line, height in zip(lines, heights, strict=True):
-        for column, (label, sheet) in enumerate(line):
-            y = round((sum(heights) - top - 0.25) * DPI) - sheet.shape[0]
-            figure.figimage(sheet, column * SHEET_WIDTH, y, origin="upper")
-            x = (column + 28 / 1280) / columns
-            figure.text(x, 1 - (top + 0.12) / sum(heights), short(label, 70), fontsize=8.5, va="center", parse_math=False)
-        top += height
-    return figure
-
-
-def _picture(content: Content, point: str) -> Path | None:
-    path = content.folder / "points" / point / "impressions.png"
-    return path if path.exists() else None
-
-
-def _figure(width: float, height: float, layout: Any = "constrained") -> Figure:
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout=layout)
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _colour(number: int) -> str:

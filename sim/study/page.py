@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from sim.html import document, missing, section
 from sim.results import replace_file
 from sim.study.browser import SCRIPT, STUDY_STYLE
+from sim.study.content import FINISHED, Content, Damage, Result, finite
 from sim.study.curves import all_plots
 from sim.study.drawing import draw
-from sim.study.reading import FINISHED, Content, Damage, finite, read_study
+from sim.study.reading import read_study
 from sim.study.runs import anchor, settings
 from sim.study.statistics import Entry, entries, explained, remarks
 
@@ -33,7 +34,7 @@ def write_page(folder: Path) -> Path:
     body = [
         _header(content, [*content.notices, *damage.lines()]),
         section("Results", _results(content, table)),
-        section("Figures", figures),
+        section("Figures", f'<div class="figures">{figures}</div>' if figures else ""),
         section("Settings and runs", runs),
     ]
     path = folder / "study.html"
@@ -68,7 +69,7 @@ def _header(content: Content, notices: Sequence[str]) -> str:
     )
 
 
-def _failures(runs: Sequence) -> str:
+def _failures(runs: Iterable[Result]) -> str:
     ended = [run for run in runs if run.status in ("failed", "interrupted")]
     lines = [
         f'<dt><a href="#{anchor(run.point)}">{escape(run.point)}</a> <span class="{escape(run.status)}">{escape(run.status)}</span></dt>'
@@ -89,11 +90,11 @@ def _results(content: Content, table: Sequence[Entry]) -> str:
     head += ["ratio to the ensemble"] if known else []
     head += ["seconds"] if seconds else []
     texts = len(content.axes) + 1
-    cells = "".join(f'<th scope="col"{" class=text" if place < texts else ""}>{escape(name)}</th>' for place, name in enumerate(head))
+    cells = "".join(f'<th scope="col"{" class=text" if place < texts else ""}>{_breakable(name)}</th>' for place, name in enumerate(head))
     places = {setting: number for number, setting in enumerate(content.settings)}
     lines = []
     for entry in table:
-        interval = "–" if entry.low is None or entry.high is None else f"{100 * entry.low:+.2f} to {100 * entry.high:+.2f}"
+        interval = "–" if entry.low is None else f"{_percent(entry.low, '+')} to {_percent(entry.high, '+')}"
         parts = [_text(value) for value in entry.setting]
         parts.append(f'<th scope="row">{escape(entry.method)}</th>')
         mean = f'<a href="#s{places[entry.setting]}">{100 * entry.mean:.2f}</a>'
@@ -105,9 +106,9 @@ def _results(content: Content, table: Sequence[Entry]) -> str:
             parts.append(_number(entry.ratio, "–" if entry.ratio is None else f"{entry.ratio:.3f}"))
         if seconds:
             cost = seconds.get((entry.setting, entry.method))
-            parts.append(_number(cost, "–" if cost is None else f"{cost:,.1f}"))
+            parts.append(_number(cost, "–" if cost is None else f"{cost:,.1f}" if cost >= 1 else f"{cost:.2g}"))
         lines.append(f"<tr>{''.join(parts)}</tr>")
-    said = [explained(content), "Every mean leads to its runs.", *remarks(content, table)]
+    said = [explained(content, table), "Every mean leads to its runs.", *remarks(content, table)]
     kind = "wide long" if len(lines) > LONG else "wide"
     return (
         f"{_controls(content, table)}"
@@ -152,4 +153,9 @@ def _number(value: float | None, shown: str) -> str:
 
 
 def _percent(value: float | None, sign: str = "") -> str:
-    return "–" if value is None else f"{100 * value:{sign}.2f}"
+    return "–" if value is None else f"{100 * value:{sign}.2f}".replace("-", "−")
+
+
+def _breakable(name: str) -> str:
+    """A dotted key that may go on in the next line after a dot."""
+    return escape(name).replace(".", ".<wbr>")

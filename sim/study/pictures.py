@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sim.charts import short
-from sim.study.reading import FINISHED, Content, Damage
+from sim.study.content import FINISHED, Content, Damage
 
 BLUE = (0x24, 0x85, 0xDA)
 WIDTH, CELL, LEFT, BOTTOM = 360, 14, 58, 32  # of a partition, in SVG units
@@ -40,10 +40,12 @@ def read_counts(point: Path) -> NDArray[np.int64] | None:
     return counts if counts.ndim == 2 and counts.size and counts.min() >= 0 else None
 
 
-def partition(point: Path) -> str:
+def partition(point: Path, damage: Damage) -> str:
     """An SVG of who holds what. One pixel a client and class lies in it, as transparent as there are few images, so it fits any page."""
     counts = read_counts(point)
     if counts is None:
+        if (point / "manifest.json").exists():
+            damage.add("manifest.json", f"that of point {point.name} cannot be read, so its partition is not drawn")
         return ""
     clients, classes = counts.shape
     most = max(1, int(counts.max()))
@@ -64,9 +66,7 @@ def partition(point: Path) -> str:
     step = next(size for size in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10**9) if size * width / clients >= 22)
     for k in range(0, clients, step):
         parts.append(f'<text x="{LEFT + width * (k + 0.5) / clients:.1f}" y="{height + 15}" text-anchor="middle">{k}</text>')
-    parts.append(
-        f'<text x="{LEFT + width / 2}" y="{height + 29}" text-anchor="middle">client; the darkest holds {most:,} of a class</text>'
-    )
+    parts.append(f'<text x="{LEFT + width / 2}" y="{height + 29}" text-anchor="middle">client; at most {most:,} images of a class</text>')
     said = f"Images by class and client: {clients} clients, {classes} classes, at most {most:,} images of a class at a client"
     return f'<svg class="partition" viewBox="0 0 {WIDTH} {height + BOTTOM}" role="img" aria-label="{said}">{"".join(parts)}</svg>'
 
@@ -88,7 +88,7 @@ def impressions(point: Path, sheets: int, damage: Damage) -> str:
         small = sheet.resize((width, max(1, round(sheet.height * width / sheet.width))), Image.Resampling.LANCZOS)
         uri = _uri("webp", small)
         if len(uri) <= BUDGET / max(sheets, 8) or width < 300:
-            return f'<img alt="{alt}" width="{small.width}" height="{small.height}" loading="lazy" src="{uri}">'
+            return f'<img alt="{alt}" width="{small.width}" height="{small.height}" src="{uri}">'
         width = round(width * 0.75)
 
 

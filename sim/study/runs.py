@@ -13,8 +13,8 @@ from urllib.parse import quote
 import yaml
 
 from sim.html import duration, missing
+from sim.study.content import Content, Damage, Result
 from sim.study.pictures import first_points, impressions, partition
-from sim.study.reading import Content, Damage, Result
 
 PICTURED = 40  # settings with pictures, at most
 OPEN = 12  # settings that are unfolded from the start, where there are no more than these
@@ -74,7 +74,7 @@ def settings(content: Content, damage: Damage) -> str:
 
 def _look(folder: Path, content: Content, result: Result, sheets: int, damage: Damage) -> str:
     """Who holds what, and what was mined."""
-    pictures = {"Who holds what": partition(folder), "Impressions": impressions(folder, sheets, damage)}
+    pictures = {"Who holds what": partition(folder, damage), "Impressions": impressions(folder, sheets, damage)}
     figures = "".join(
         f'<figure class="wide"><figcaption>{name}, seed {escape(result.seed)}</figcaption>{picture}</figure>'
         for name, picture in pictures.items()
@@ -90,20 +90,24 @@ def _run(content: Content, point: str, lines: Sequence[Result], tree: Mapping[st
     links = " · ".join(
         f'<a href="points/{quote(point, safe="")}/{name}">{name}</a>' for name in ("report.html", "config.yaml") if (folder / name).exists()
     )
+    own = {key: text for key, text in (tree or {}).items() if key not in shared}
     facts = {
         "command": f"<code>{escape(first.values['command'])}</code>" if first.values.get("command") else "",
         "config hash": f"<code>{escape(first.values['config_hash'])}</code>" if first.values.get("config_hash") else "",
         "took": _took(content, point, lines),
         "files": links,
+        "settings of its own": f"<pre>{escape(_lines(own))}</pre>"
+        if own
+        else ""
+        if tree is not None
+        else "config.yaml is missing or damaged",
     }
     said = "".join(f"<dt>{key}</dt><dd>{text}</dd>" for key, text in facts.items() if text)
-    own = {key: text for key, text in (tree or {}).items() if key not in shared}
-    differs = f"<pre>{escape(_lines(own))}</pre>" if own else missing("config.yaml is missing or damaged.") if tree is None else ""
     cause = f'<p class="error">{escape(first.cause)}</p>' if first.cause else ""
     status = escape(first.status or "of unknown status")
     return (
         f'<details class="run"><summary>seed {escape(first.seed or "–")}, <span class="{status}">{status}</span></summary>'
-        f'<div id="{anchor(point)}">{cause}{_numbers(content, lines)}<dl>{said}</dl>{differs}</div></details>\n'
+        f'<div id="{anchor(point)}">{cause}{_numbers(content, lines)}<dl>{said}</dl></div></details>\n'
     )
 
 

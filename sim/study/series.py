@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from sim.charts import ticks
-from sim.study.reading import Content, finite
+from sim.study.content import Content, finite
 from sim.study.statistics import Entry
 
 PANELS = 12  # of one figure, at most

@@ -14,7 +14,8 @@ from statistics import fmean, stdev
 from scipy.special import stdtrit
 
 from sim.results import replace_file
-from sim.study.reading import FINISHED, Content, Result, read_study
+from sim.study.content import FINISHED, Content, Result
+from sim.study.reading import read_study
 
 CONFIDENCE = 0.95
 
@@ -99,13 +100,13 @@ def remarks(content: Content, table: Sequence[Entry]) -> list[str]:
     return said
 
 
-def explained(content: Content) -> str:
+def explained(content: Content, table: Sequence[Entry]) -> str:
     """What the columns mean."""
     text = "Accuracy in %: mean over n seeds, and their standard deviation (n − 1)."
-    if content.study.baseline:
+    if any(entry.pairs for entry in table):
         text += (
             f" The difference is from {content.study.baseline}, in points, paired by seed in the same setting; its "
-            f"{CONFIDENCE:.0%} confidence interval over seeds is Student's t."
+            f"{100 * CONFIDENCE:g} % confidence interval over seeds is Student's t."
         )
     return text
 
@@ -185,7 +186,7 @@ def _markdown(content: Content, table: Sequence[Entry]) -> str:
         lines.append(cells)
     rule = ["---"] * (len(content.axes) + 1) + ["---:"] * (len(head) - len(content.axes) - 1)
     body = "\n".join("| " + " | ".join(map(_cell, cells)) + " |" for cells in (head, rule, *lines))
-    said = [explained(content), *remarks(content, table), *(f"Damaged: {notice}" for notice in content.notices)]
+    said = [explained(content, table), *remarks(content, table), *(f"Damaged: {notice}" for notice in content.notices)]
     parts = [f"# {_line(study.name)}", _line(study.question), body, "\n".join(f"- {_line(text)}" for text in said)]
     parts += [f"`{_line(study.command)}`"] if study.command else []
     return "\n\n".join(part for part in parts if part) + "\n"

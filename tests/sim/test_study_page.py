@@ -9,17 +9,17 @@ import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sim.study.page import write_page
+from tests.sim.browser import Browser
 from tests.sim.made_up_study import FAILED, made_up_study
 
 ALPHAS = [0.05, 0.1, 0.3, 1.0]
 STATUSES = {4: "failed", 11: "running"}
 HOSTILE = "<script>alert('x')</script>\"&"
-VOID = {"meta", "img", "input", "path", "circle", "image"}
+VOID = {"meta", "img", "input", "path", "image", "wbr"}
 
 
 class Page(HTMLParser):
@@ -30,6 +30,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
+        self.items: list[str] = []  # of lists
         self.source = path.read_text(encoding="utf-8")
         self.feed(self.source)
         assert self.open == []
@@ -47,6 +48,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+        if self.open and self.open[-1] == "li":
+            self.items.append(data)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +67,7 @@ def test_the_page_tells_the_question_the_state_the_table_and_what_failed(study: 
     # 4 settings of 5 methods: the failed run and the one that goes on cost their settings a seed, not a line.
     body = re.search(r'<table class="results">.*?<tbody>(.*?)</tbody>', page.source, re.DOTALL)
     assert body and body[1].count("<tr>") == 20
-    assert page.source.count('<figure class="plot">') == 2  # by alpha, and students beside their ensemble
+    assert page.source.count('<figure class="plot single">') == 2  # by alpha, and students beside their ensemble
     assert "Runs that are not finished do not count: 1 failed, 1 running." in page.text
 
 
@@ -135,26 +138,18 @@ def test_a_study_that_has_just_begun_says_how_far_it_is(tmp_path: Path) -> None:
     assert "0 of 4 runs finished, 4 of which nothing is known yet" in Page(write_page(folder)).text
 
 
-@pytest.mark.parametrize(
-    "file",
-    [
-        "study.json",
-        "results.csv",
-        "costs.csv",
-        *(f"points/0000/{name}" for name in ("metrics.jsonl", "config.yaml", "manifest.json", "impressions.png")),
-    ],
-)
-@pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]\n", b"null\n", b"\xff\xfe\x00", b'"text"', b"{]\n{]\n", b'{"counts": "x"}\n'])
-def test_a_damaged_file_does_not_stop_the_page(file: str, content: bytes, tmp_path: Path) -> None:
+POINT_FILES = ("metrics.jsonl", "config.yaml", "manifest.json", "impressions.png")
+
+
+@pytest.mark.parametrize("file", ["study.json", "results.csv", "costs.csv", *(f"points/0000/{name}" for name in POINT_FILES)])
+@pytest.mark.parametrize("content", [b"{", b"[1, 2]\n", b"null\n", b"\xff\xfe\x00", b'"text"', b"{]\n{]\n"])
+def test_a_damaged_file_is_one_line_and_the_rest_is_shown(file: str, content: bytes, tmp_path: Path) -> None:
     folder = made_up_study(tmp_path / "s", {"partition.alpha": [0.05, 1.0]}, (0, 1), pictures=False)
     (folder / file).write_bytes(content)
     page = Page(write_page(folder))
+    told = [line for line in page.items if line.split(":")[0] in file]
+    assert len(told) == 1
     assert file == "results.csv" or "class-aware ensemble" in page.text
-    for name in ("metrics.jsonl", "config.yaml", "impressions.png"):
-        if file.endswith(name) and not (
-            name == "metrics.jsonl" and content == b"" or content == b'{"counts": "x"}\n' and name != "impressions.png"
-        ):
-            assert page.text.count(f"{name}: ") == 1
 
 
 def test_a_truncated_metrics_file_costs_one_line_and_says_so(tmp_path: Path) -> None:
@@ -179,59 +174,7 @@ def test_a_thousand_points_make_a_page_of_a_few_megabytes_in_seconds(tmp_path: P
     assert "1,000 of 1,000 runs finished" in Page(path).text
 
 
-# --- In a browser ----------------------------------------------------------------------------------------------------------------------------
-
-
-class Browser:
-    """Chromium with the page open; ``requests`` are those that pages from disk made, ``errors`` what the console says."""
-
-    def __init__(self, profile: Path) -> None:
-        from selenium import webdriver
-        from selenium.webdriver.chrome.service import Service
-
-        options = webdriver.ChromeOptions()
-        options.binary_location = str(shutil.which("chromium"))
-        flags = ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking")
-        for flag in (*flags, "disable-component-update", "disable-sync", f"user-data-dir={profile}", "window-size=1200,900"):
-            options.add_argument(f"--{flag}")
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        self.driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-        self.requests: list[str] = []
-        self.errors: list[str] = []
-
-    def open(self, path: Path) -> None:
-        self.driver.get(path.as_uri())
-
-    def look(self, *, width: int = 1200, dark: bool = False) -> None:
-        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
-
-    def listen(self) -> None:
-        """Take up what happened since the last time."""
-        self.errors += [entry["message"] for entry in self.driver.get_log("browser")]
-        for entry in self.driver.get_log("performance"):
-            message = json.loads(entry["message"])["message"]
-            if message["method"] == "Network.requestWillBeSent" and message["params"]["documentURL"].startswith("file:"):
-                self.requests.append(message["params"]["request"]["url"])
-
-    def js(self, script: str, *arguments: Any) -> Any:
-        return self.driver.execute_script(script, *arguments)
-
-    def column(self, name: str) -> list[str]:
-        """The cells of a column of the table, from top to bottom, as far as they are shown."""
-        return self.js(
-            """const table = document.querySelector("table.results");
-            const place = [...table.tHead.rows[0].cells].findIndex(cell => cell.textContent === arguments[0]);
-            return [...table.tBodies[0].rows].filter(row => row.offsetParent).map(row => row.cells[place].textContent);""",
-            name,
-        )
-
-    def head(self, name: str) -> Any:
-        return next(
-            cell for cell in self.driver.find_elements("css selector", "table.results th[scope=col]") if cell.text.rstrip(" ↕↑↓") == name
-        )
+# --- In a browser -----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +210,7 @@ def test_a_click_on_a_head_sorts_numbers_as_numbers_up_and_then_down(fresh: Brow
     for sign in (1, -1):
         fresh.head("difference (points)").find_element("tag name", "button").click()
         told = fresh.column("difference (points)")
-        numbers = [float(text) for text in told if text != "–"]
+        numbers = [float(text.replace("−", "-")) for text in told if text != "–"]
         assert numbers == sorted(numbers, key=lambda number: sign * number) and min(numbers) < 0 < max(numbers)
         assert told[len(numbers) :] == ["–"] * 4
     assert fresh.head("accuracy (%)").get_attribute("aria-sort") is None
@@ -340,6 +283,15 @@ def test_dark_mode_changes_the_colours_and_keeps_them_readable(fresh: Browser) -
 
 
 @pytest.mark.slow
+def test_on_paper_the_page_is_light_and_has_no_controls(fresh: Browser) -> None:
+    scheme = [{"name": "prefers-color-scheme", "value": "dark"}]
+    fresh.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": scheme})
+    assert sum(fresh.js("return getComputedStyle(document.body).color.match(/\\d+/g).slice(0, 3).map(Number)")) < 200
+    assert not fresh.driver.find_element("css selector", ".controls").is_displayed()
+    fresh.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+@pytest.mark.slow
 def test_a_number_leads_to_its_runs_and_details_open(fresh: Browser) -> None:
     fresh.js("document.querySelectorAll('details').forEach(one => { one.open = false; })")
     fresh.driver.find_element("css selector", "table.results a[href='#s2']").click()
@@ -373,7 +325,6 @@ def test_without_its_script_the_page_is_whole(browser: Browser, study: Path) -> 
 @pytest.mark.slow
 def test_the_console_is_silent_and_nothing_was_asked_for(fresh: Browser, study: Path) -> None:
     fresh.js("document.querySelectorAll('details').forEach(one => { one.open = true; })")
-    fresh.js("document.querySelectorAll('img').forEach(one => { one.loading = 'eager'; })")
     deadline = time.monotonic() + 10
     while not fresh.js("return [...document.images].every(one => one.complete && one.naturalWidth)") and time.monotonic() < deadline:
         time.sleep(0.05)
