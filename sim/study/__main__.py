@@ -75,7 +75,9 @@ def command(arguments: Sequence[str]) -> int:
 
 def run(study: Study, settings: Settings, points: Sequence[Point], typed: str) -> int:
     """Run what has not ended, and write the results while it goes on."""
-    from sim.study.page import write_page  # matplotlib takes a second
+    from sim.study.figures import write_figures  # matplotlib takes a second
+    from sim.study.page import write_page
+    from sim.study.statistics import write_tables
 
     with owned(study.folder), Progress() as bar:
         begin(study, points, typed, _configs())
@@ -102,6 +104,8 @@ def run(study: Study, settings: Settings, points: Sequence[Point], typed: str) -
             run_points(study, settings, left, one_ended)
         finally:
             collected.write(points)
+            write_tables(study.folder)
+            write_figures(study.folder)
             page = write_page(study.folder)
     status = [status_of(study.folder / "points" / point.name) for point in points]
     done = status.count("finished")

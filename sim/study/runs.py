@@ -34,6 +34,8 @@ COLUMNS: Mapping[str, tuple[str, float, str]] = {
     "seconds": ("seconds", 1, ",.1f"),
     "mining_seconds": ("mining (seconds)", 1, ",.1f"),
 }
+# Settings that say where a run stood on somebody's disk: nobody else's business, and a page is made to be sent around.
+PLACES = ("output", "resume", "dataset.folder", "dataset.cache")
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
 
 
@@ -140,7 +142,7 @@ def _took(content: Content, point: str, lines: Sequence[Result]) -> str:
 
 
 def _configs(folder: Path, points: Mapping[str, Any], damage: Damage) -> dict[str, dict[str, str]]:
-    """Every point's settings by dotted key, as far as their files are there."""
+    """Every point's settings by dotted key but :data:`PLACES`, as far as their files are there."""
     found = {}
     for point in points:
         path = folder / "points" / point / "config.yaml"
@@ -153,7 +155,7 @@ def _configs(folder: Path, points: Mapping[str, Any], damage: Damage) -> dict[st
         except (OSError, ValueError, yaml.YAMLError, RecursionError):
             damage.add("config.yaml", f"that of point {point} cannot be read")
             continue
-        found[point] = dict(_flat(tree, ""))
+        found[point] = {key: text for key, text in _flat(tree, "") if key not in PLACES}
     return found
 
 
