@@ -137,7 +137,7 @@ def _plot(what: str, gathered: Gathered, names: tuple[str, ...], hidden: int, ac
         panels=panels,
         hidden=hidden,
         log=False,
-        marks=tuple((mark, f"{mark:g}") for mark in ticks(0.0, most / size)),
+        marks=tuple((mark, f"{mark:g}") for mark in ticks(0.0, most / size) if what != "round" or mark == int(mark)),
         heights=heights(panels),
     )
 
