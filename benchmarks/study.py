@@ -10,6 +10,7 @@ themselves counted. The second is a study of a thousand tiny runs, two side by s
 from __future__ import annotations
 
 import argparse
+import csv
 import shlex
 import subprocess
 import sys
@@ -55,10 +56,11 @@ def overhead(folder: Path, runs: int) -> dict[str, float]:
     found = {"as a study": time.perf_counter() - begun}
     points = sorted(folder.glob("points/*"))
     own = sum(read_json(point / "run.json")["wall_seconds"] for point in points)
-    commands = {line.split(",")[0] + line.split(",")[1]: line for line in (folder / "results.csv").read_text().splitlines()[1:]}
+    with (folder / "results.csv").open() as file:
+        commands = {row["point"]: row["command"] for row in csv.DictReader(file)}
     begun = time.perf_counter()
-    for place, line in enumerate(commands.values()):
-        typed = shlex.split(line.rpartition(",")[2].strip('"'))
+    for place, command in enumerate(commands.values()):
+        typed = shlex.split(command)
         subprocess.run([sys.executable, *typed[1:], f"output='{folder}-{place}'"], cwd=ROOT, check=True, capture_output=True)
     found["as commands"] = time.perf_counter() - begun
     return {**found, "the runs themselves": own}
