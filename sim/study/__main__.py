@@ -6,6 +6,7 @@ The same command goes on where it was stopped: runs that have finished are not m
 from __future__ import annotations
 
 import hashlib
+import shlex
 import signal
 import sys
 import time
@@ -70,7 +71,8 @@ def command(arguments: Sequence[str]) -> int:
     if len(rest) < len(arguments):
         show(study, settings, points)
         return 0
-    return run(study, settings, points, f"python -m sim.study {' '.join(rest)}")
+    typed = [argument for argument in rest if not argument.startswith("study.output=")]  # where it stands is nobody else's business
+    return run(study, settings, points, f"python -m sim.study {shlex.join(typed)}")
 
 
 def run(study: Study, settings: Settings, points: Sequence[Point], typed: str) -> int:
