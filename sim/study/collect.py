@@ -19,6 +19,7 @@ REPEATS = (
     "accuracy", "ratio", "images", "steps", "teacher_passes", "clients", "excluded", "bytes_down", "bytes_up", "simulated_seconds",
     "weights",
 )  # fmt: skip
+Rows = list[list[Any]]  # in the order of the columns: an axis may have the name of one
 COSTS = ("seconds", "mining_seconds", "peak_memory_mb")
 
 
@@ -33,11 +34,11 @@ class Collected:
 
     def __init__(self, study: Study) -> None:
         self.study, self.folder = study, study.folder
-        self._ended: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
+        self._ended: dict[str, tuple[Rows, Rows]] = {}
 
     def write(self, points: Sequence[Point]) -> None:
         """Write both files, one row a run and method; a run without a result has one row, with its cause."""
-        results, costs = list[dict[str, Any]](), list[dict[str, Any]]()
+        results, costs = list[list[Any]](), list[list[Any]]()
         for point in points:
             found = self._ended.get(point.name) or self._read(point)
             results += found[0]
@@ -46,11 +47,7 @@ class Collected:
         _write(self.folder / "results.csv", ["point", *axes, "status", "cause", "method", *REPEATS, "config_hash", "command"], results)
         _write(self.folder / "costs.csv", ["point", "method", *COSTS, "wall_seconds"], costs)
 
-    def forget(self, point: Point) -> None:
-        """Read a point anew."""
-        self._ended.pop(point.name, None)
-
-    def _read(self, point: Point) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def _read(self, point: Point) -> tuple[Rows, Rows]:
         folder = self.folder / "points" / point.name
         status, run, rows = status_of(folder), read_json(folder / "run.json"), read_json(folder / "summary.json")
         run = run if isinstance(run, Mapping) else {}
@@ -60,12 +57,12 @@ class Collected:
             status, cause = "failed", "summary.json is missing or damaged"
         if status != "finished":
             rows = []  # what a run has found so far depends on when it stopped
-        known = {"point": point.name, **point.values, "status": status, "cause": cause, "command": point.command}
-        known["config_hash"] = run.get("config_hash", "")
-        results = [{**known, **{key: row.get(key) for key in ("method", *REPEATS)}} for row in rows or [{}]]
-        costs = [{"point": point.name, "method": row.get("method"), **{key: row.get(key) for key in COSTS}} for row in rows]
-        if run.get("wall_seconds") is not None:
-            costs.append({"point": point.name, "wall_seconds": run["wall_seconds"], "peak_memory_mb": run.get("peak_memory_mb")})
+        head = [point.name, *point.values.values(), status, cause]
+        tail = [run.get("config_hash"), point.command]
+        results = [[*head, row.get("method"), *(row.get(key) for key in REPEATS), *tail] for row in rows or [{}]]
+        costs = [[point.name, row.get("method"), *(row.get(key) for key in COSTS), None] for row in rows]
+        if (seconds := run.get("wall_seconds")) is not None:
+            costs.append([point.name, None, None, None, run.get("peak_memory_mb"), seconds])
         if status in ("finished", "failed"):
             self._ended[point.name] = results, costs
         return results, costs
@@ -112,10 +109,9 @@ def _check_finished(study: Study, points: Iterable[Point]) -> None:
             )
 
 
-def _write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: "" if row.get(key) is None else row[key] for key in columns})
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
     replace_file(path, text.getvalue().encode())

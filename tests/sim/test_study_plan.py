@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from fedimpr.errors import ConfigError
 from sim.config import CONFIGS, call, composed
-from sim.study.collect import begin
+from sim.study.collect import Collected, begin
 from sim.study.plan import Study, checked, read_study, text_of
 
 
@@ -175,3 +176,33 @@ def test_runs_that_finished_under_another_configuration_are_found(tmp_path: Path
     (folder / "run.json").write_text(json.dumps({"status": "finished", "config_hash": "of before"}))
     with pytest.raises(ConfigError, match="the configuration has changed since seed=0 finished"):
         begin(it, [point], "a command", "later")
+
+
+def test_results_are_rows_in_the_order_of_the_runs_whatever_axes_are_called(tmp_path: Path) -> None:
+    """``clients`` is an axis here, and also a column of results: how many updates were good."""
+    it = study(output=str(tmp_path), axes={"clients": [3, 5]})
+    first, second = points = list(it.points())
+    rows = [{"method": "FedAvg", "accuracy": 0.5, "clients": 2, "seconds": 1.5}, {"method": "uniform ensemble", "accuracy": 0.75}]
+    for point, run, summary in (
+        (first, {"status": "finished", "wall_seconds": 9.0}, rows),
+        (second, {"status": "failed", "error": "no"}, rows),
+    ):
+        folder = tmp_path / "points" / point.name
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps(run))
+        (folder / "summary.json").write_text(json.dumps(summary))
+    Collected(it).write(points)
+    head, *lines = csv.reader((tmp_path / "results.csv").read_text().splitlines())
+    assert head[:7] == ["point", "clients", "seed", "status", "cause", "method", "accuracy"] and head.count("clients") == 2
+    assert [line[1:7] for line in lines] == [
+        ["3", "0", "finished", "", "FedAvg", "0.5"],
+        ["3", "0", "finished", "", "uniform ensemble", "0.75"],
+        ["5", "0", "failed", "no", "", ""],  # what it had found so far depends on when it stopped
+    ]
+    assert lines[0][head.index("clients", 2)] == "2" and lines[0][-1] == first.command
+    costs = list(csv.reader((tmp_path / "costs.csv").read_text().splitlines()))[1:]
+    assert costs == [
+        [first.name, "FedAvg", "1.5", "", "", ""],
+        [first.name, "uniform ensemble", "", "", "", ""],
+        [first.name, "", "", "", "", "9.0"],
+    ]
