@@ -143,7 +143,7 @@ def test_more_rounds_are_the_same_up_to_where_the_shorter_run_ends(
     longer = ran(tmp_path / "two", "strategy=fedavg", "rounds=3")
     text = said(capsys, averaged, longer, 1)
     assert text.splitlines()[0] == "same weights up to round 2, where A ends"
-    (row,) = cells(section(text, "Curves"), "candidate: test_loss (FedAvg)")
+    (row,) = cells(section(text, "Curves"), "client: loss (client 0)")
     assert row[1:3] == ["round 3", "-"]
     assert said(capsys, longer, averaged, 1).splitlines()[0] == "same weights up to round 2, where B ends"
 

@@ -87,7 +87,7 @@ def test_a_run_that_fails_or_is_interrupted_leaves_them_too(tmp_path: Path, erro
     monkeypatch.setattr("strategies.data_free.mine_and_distil", stops)
     with pytest.raises(type(error)):
         run_local(tiny(tmp_path, methods=["di"]))
-    assert set(pandas.read_csv(tmp_path / "curves.csv")["stage"]) == {"client", "candidate"}
+    assert set(pandas.read_csv(tmp_path / "curves.csv")["stage"]) == {"client", "round", "candidate"}
     assert list(pandas.read_csv(tmp_path / "summary.csv")["method"]) == ["mean client", "one-shot FedAvg", "uniform ensemble"]
 
 
