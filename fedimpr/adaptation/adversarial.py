@@ -48,7 +48,7 @@ def reversal_strength(progress: float, gamma: float) -> float:
 
 def reverse(features: Tensor, strength: float) -> Tensor:
     """The features as they are, whose gradient comes back times ``-strength``."""
-    reversed_: Tensor = _Reversal.apply(features, strength)
+    reversed_: Tensor = _Reversal.apply(features, strength)  # type: ignore[no-untyped-call]
     return reversed_
 
 
@@ -59,7 +59,7 @@ class _Reversal(torch.autograd.Function):
         return features.view_as(features)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return -ctx.strength * gradient, None
 
 
