@@ -105,11 +105,15 @@ def test_classes_that_are_answered_too_rarely_are_given_to_no_image() -> None:
     assert set(pseudo_labels(features, logits, at_least=2).tolist()) == {0, 2}
 
 
-def test_a_centroid_that_lost_its_images_is_no_one_s_nearest() -> None:
-    """The model answers 1 for a single image, barely, in the middle of those of 0; its centroid lies among the others' after all."""
-    features = torch.tensor([[-5.0, 0.0], [-5.0, 0.1], [-5.0, -0.1], [5.0, 0.0], [5.0, 0.1]], dtype=torch.float64)
-    logits = torch.tensor([[2.0, 1.9, 0.0], [2.0, 1.9, 0.0], [2.0, 2.1, 0.0], [0.0, 0.0, 9.0], [0.0, 0.0, 9.0]], dtype=torch.float64)
-    assert pseudo_labels(features, logits, at_least=1).tolist() == looped(features.numpy(), logits.numpy(), 1).tolist()
+def test_a_centroid_that_lost_its_images_is_nearest_to_none() -> None:
+    """The model answers 1 for the first image only, barely, and that image is nearest to the centroid of 2.
+
+    So 1 has no image to refine its centroid by. The second image then points away from the centroids of 0 and 2: to a centroid of nothing,
+    whose cosine is 0, it would be nearer.
+    """
+    features = torch.tensor([[-2.0, 2.0], [2.0, 0.0], [-2.0, 0.0], [-2.0, -2.0], [-4.0, -2.0]], dtype=torch.float64)
+    logits = [[-3.0, -0.9, -1.0], [0.0, -1.0, -2.0], [2.0, 2.0, 3.0], [0.0, -1.0, -6.0], [2.0, -2.0, 1.0]]
+    assert pseudo_labels(features, torch.tensor(logits, dtype=torch.float64), at_least=1).tolist() == [2, 0, 2, 0, 0]
 
 
 @given(st.permutations(range(8)))
