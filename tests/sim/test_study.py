@@ -162,21 +162,32 @@ def wait_for(what: Any) -> None:
         time.sleep(0.05)
 
 
+CLUSTER = """
+import sys
+from sim.environment import quiet
+quiet()
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+print("address", cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_cluster_gives_the_same_results(undisturbed: Path, tmp_path: Path) -> None:
-    """With one run whose worker dies: it is a row, and the others finish."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
-    try:
-        address = f"study.address='{cluster.address}'"
-        status, out, err = run(*arguments(tmp_path / "same"), address)
-        assert status == 0 and "Traceback" not in err, err
-        assert (tmp_path / "same" / "results.csv").read_bytes() == (undisturbed / "results.csv").read_bytes()
-        axis = f"training._target_=fedimpr.training.LocalTraining,{TROUBLE}.Dies"
-        status, out, err = run(*arguments(tmp_path / "one", axis, "partition.alpha=1", "seed=0"), address)
-        assert status == 1 and "1 of 2 runs finished" in out
-        assert rows(tmp_path / "one")[-1]["cause"] == "its process was ended by SIGKILL; most likely memory ran out"
-    finally:
-        cluster.shutdown()
+    """With one run whose process dies: it is a row, and the others finish."""
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", CLUSTER], cwd=ROOT, text=True, **pipes) as cluster:
+        try:
+            address = next(line.split()[1] for line in cluster.stdout if line.startswith("address"))
+            status, out, err = run(*arguments(tmp_path / "same"), f"study.address='{address}'")
+            assert status == 0 and "Traceback" not in err, err
+            assert (tmp_path / "same" / "results.csv").read_bytes() == (undisturbed / "results.csv").read_bytes()
+            axis = f"training._target_=fedimpr.training.LocalTraining,{TROUBLE}.Dies"
+            status, out, err = run(*arguments(tmp_path / "one", axis, "partition.alpha=1", "seed=0"), f"study.address='{address}'")
+            assert status == 1 and "1 of 2 runs finished" in out
+            assert rows(tmp_path / "one")[-1]["cause"] == "its process was ended by SIGKILL; most likely memory ran out"
+        finally:
+            cluster.communicate(timeout=60)
