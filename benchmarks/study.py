@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import shlex
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from common import write
 
-from sim.study.running import read_json
+from sim.html import read
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = ["training.epochs=10", "distillation.steps=500", "synthesis.di.mining.images=500", "~synthesis.cmi"]
@@ -55,7 +56,7 @@ def overhead(folder: Path, runs: int) -> dict[str, float]:
     study("study=demo", *SHORT, "partition.alpha=0.5", f"seed={seeds}", "study.workers=1", f"study.output='{folder}'")
     found = {"as a study": time.perf_counter() - begun}
     points = sorted(folder.glob("points/*"))
-    own = sum(read_json(point / "run.json")["wall_seconds"] for point in points)
+    own = sum(read(point / "run.json", json.loads)["wall_seconds"] for point in points)
     with (folder / "results.csv").open() as file:
         commands = {row["point"]: row["command"] for row in csv.DictReader(file)}
     begun = time.perf_counter()

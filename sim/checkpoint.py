@@ -13,7 +13,6 @@ updates; without the updates the round does; and without the state of a round th
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -30,6 +29,7 @@ from torch import Tensor
 
 from fedimpr.errors import ConfigError, FedimprError
 from sim.config import DECIDE_NOTHING, Settings, flat
+from sim.locks import locked
 from strategies.keep import UPDATES
 from strategies.rounds import Resumable
 
@@ -133,9 +133,9 @@ def opened(settings: Settings) -> Iterator[tuple[States, int, dict[str, Tensor]]
     with ExitStack() as stack:
         if source is not None:
             _check_resumable(source, settings)
-            stack.enter_context(_held(source.results, "resume"))
+            stack.enter_context(locked(source.folder / "lock", "resume", source.results, "run"))
         if source is None or source.results.resolve() != settings.folder.resolve():
-            stack.enter_context(_held(settings.folder, "output"))
+            stack.enter_context(locked(states.folder / "lock", "output", settings.folder, "run"))
             _begin(states, source)
         done, state = states.newest()
         states.forget_parts(but=done + 1)
@@ -169,22 +169,6 @@ def _difference(before: object, now: object) -> str:
     old, new = flat(before), flat(now)
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     return "; ".join(f"{key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in keys)
-
-
-@contextmanager
-def _held(folder: Path, key: str) -> Iterator[None]:
-    """Lock a result folder; the lock goes with the process, however that ends."""
-    try:
-        (folder / "state").mkdir(parents=True, exist_ok=True)
-        lock = (folder / "state" / "lock").open("w")
-    except OSError as error:
-        raise ConfigError(key, str(folder), f"a folder that can be written to ({error.strerror})") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(key, str(folder), "a folder that no other run is at work in") from error
-        yield
 
 
 def _begin(states: States, source: States | None) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from sim import stages
 from sim.charts import COLOURS, DARK, LIGHT
 
 STYLE = """
@@ -128,10 +129,7 @@ def words(value: object) -> str:
 
 def duration(value: float) -> str:
     """Seconds as people say them."""
-    if value < 60:
-        return f"{value:.1f} s"
-    minutes, rest = divmod(round(value), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{value:.1f} s" if value < 60 else stages.duration(value)
 
 
 def document(title: str, body: str, *, style: str = STYLE, script: str = "") -> bytes:

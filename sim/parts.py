@@ -23,6 +23,7 @@ from torch import Tensor
 from fedimpr.errors import ConfigError
 from fedimpr.impressions import Impressions
 from fedimpr.synthesis.streams import Job
+from sim.config import flat
 from sim.results import replace_file
 
 KEPT = 2  # states of a stream: a damaged last one must not cost the whole stream
@@ -64,7 +65,7 @@ class PartsFolder:
         path = self.path / "job.json"
         if path.exists():
             try:
-                before, now = _flat(json.loads(path.read_bytes())), _flat(json.loads(json.dumps(facts)))
+                before, now = flat(json.loads(path.read_bytes())), flat(json.loads(json.dumps(facts)))
             except (OSError, ValueError) as error:
                 raise ConfigError("output", str(self.path), f"a folder with a readable job.json ({error})") from error
             keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
@@ -144,9 +145,3 @@ def _file(tensors: Mapping[str, Tensor], **notes: object) -> bytes:
     # Clones, because safetensors refuses tensors that share memory.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     return save(plain, {key: str(value) for key, value in notes.items()})
-
-
-def _flat(tree: object, path: str = "") -> dict[str, object]:
-    if isinstance(tree, dict):
-        return {key: value for name, part in tree.items() for key, value in _flat(part, f"{path}.{name}" if path else name).items()}
-    return {path: tree}

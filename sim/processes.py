@@ -25,10 +25,6 @@ class Process(Protocol):
     def pid(self) -> int:
         """Its number."""
 
-    @property
-    def returncode(self) -> int | None:
-        """Its exit status, or nothing as far as is known."""
-
     def poll(self) -> int | None:
         """Look, and return the exit status or nothing."""
 
@@ -53,7 +49,7 @@ class Family:
         """The ids of all that are alive."""
         for process in self.own:
             process.poll()
-        for session in self.sessions - {process.pid for process in self.own if process.returncode is None}:
+        for session in self.sessions - {process.pid for process in self.own if process.poll() is None}:
             with contextlib.suppress(ChildProcessError):
                 while os.waitpid(-session, os.WNOHANG) != (0, 0):
                     pass  # take leave of the dead that were adopted

@@ -6,8 +6,8 @@ The same command goes on where it was stopped: runs that have finished are not m
 from __future__ import annotations
 
 import hashlib
+import json
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -17,13 +17,15 @@ from sim.environment import quiet
 quiet()
 
 from fedimpr.errors import ConfigError, FedimprError  # noqa: E402 - the environment must be set before Flower or PyTorch read it
-from sim.__main__ import Terminated, stop  # noqa: E402
+from sim.__main__ import failed, failures, guarded  # noqa: E402
 from sim.config import CONFIGS, Settings  # noqa: E402
+from sim.html import read  # noqa: E402
+from sim.locks import locked  # noqa: E402
 from sim.progress import Progress  # noqa: E402
 from sim.stages import duration  # noqa: E402
 from sim.study.collect import Collected, begin  # noqa: E402
-from sim.study.plan import Point, Study, checked, read_study  # noqa: E402
-from sim.study.running import cores_here, owned, places, read_json, run_points, status_of  # noqa: E402
+from sim.study.plan import Point, Study, checked, study_of  # noqa: E402
+from sim.study.running import cores_here, places, run_points, status_of  # noqa: E402
 
 REFRESH_SECONDS = 30.0  # between two looks of the page while runs go on
 
@@ -40,17 +42,18 @@ The same command goes on where it was stopped.
 studies: {studies}"""
 
 
+def study_main() -> None:
+    """One study; what keeps it from its results is told in one line."""
+    try:
+        if command(sys.argv[1:]):
+            failures.append("a run has not finished")
+    except (FedimprError, OSError) as error:
+        failed(error)
+
+
 def main() -> None:
     """The command: exit status 0 where every run has finished, 1 where one has not, 130 or 143 after an interruption."""
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        sys.exit(command(sys.argv[1:]))
-    except (FedimprError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Terminated:
-        sys.exit(143)
+    guarded(study_main, "study")
 
 
 def command(arguments: Sequence[str]) -> int:
@@ -65,7 +68,7 @@ def command(arguments: Sequence[str]) -> int:
     rest = [argument for argument in arguments if argument != "--dry-run"]
     if wrong := next((argument for argument in rest if argument.startswith("--")), None):
         raise ConfigError(wrong, wrong, "key=value, study.<key>=<value>, --dry-run or --help")
-    study = read_study(rest)
+    study = study_of(rest)
     settings = checked(study)
     points = list(study.points())
     if len(rest) < len(arguments):
@@ -81,7 +84,7 @@ def run(study: Study, settings: Settings, points: Sequence[Point], typed: str) -
     from sim.study.page import write_page
     from sim.study.statistics import write_tables
 
-    with owned(study.folder), Progress() as bar:
+    with locked(study.folder / "lock", "study.output", study.folder, "study"), Progress() as bar:
         begin(study, points, typed, _configs())
         before = {point.name: status_of(study.folder / "points" / point.name) for point in points}
         over = ("finished",) if study.retry else ("finished", "failed")
@@ -143,7 +146,7 @@ def side(study: Study, settings: Settings, points: Sequence[Point]) -> int:
 
 
 def _told(study: Study, point: Point) -> str:
-    run = read_json(study.folder / "points" / point.name / "run.json") or {}
+    run = read(study.folder / "points" / point.name / "run.json", json.loads) or {}
     took = f" after {duration(run['wall_seconds'])}" if isinstance(run.get("wall_seconds"), int | float) else ""
     return f"{point.name}: {run.get('status')}{took}" + (f": {run['error']}" if run.get("error") else "")
 

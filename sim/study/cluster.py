@@ -31,8 +31,7 @@ class RemoteJob:
     memory_mb: float = 0.0
     ended: int | None = None
 
-    @property
-    def returncode(self) -> int | None:
+    def poll(self) -> int | None:
         """The run's exit status, or nothing while it is at work."""
         if self.ended is None and ray.wait([self.ref], timeout=0)[0]:
             try:
@@ -77,8 +76,8 @@ def _play(
 ) -> tuple[int, str | None]:
     """On the node. Ray has chosen the GPUs, and they are in the environment that the run inherits."""
     job = start(overrides, folder, variables)
-    while job.returncode is None:
+    while (code := job.poll()) is None:
         time.sleep(POLL)
         job.hold_to(minutes, memory_mb)
     job.close()
-    return job.returncode or 0, job.cause
+    return code, job.cause

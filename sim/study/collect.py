@@ -11,9 +11,10 @@ from typing import Any
 
 from fedimpr.errors import ConfigError
 from sim.config import composed
+from sim.html import read
 from sim.results import replace_file
 from sim.study.plan import Point, Study
-from sim.study.running import read_json, status_of
+from sim.study.running import status_of
 
 REPEATS = (
     "accuracy", "ratio", "images", "steps", "teacher_passes", "clients", "excluded", "bytes_down", "bytes_up", "simulated_seconds",
@@ -49,7 +50,7 @@ class Collected:
 
     def _read(self, point: Point) -> tuple[Rows, Rows]:
         folder = self.folder / "points" / point.name
-        status, run, rows = status_of(folder), read_json(folder / "run.json"), read_json(folder / "summary.json")
+        status, run, rows = status_of(folder), read(folder / "run.json", json.loads), read(folder / "summary.json", json.loads)
         run = run if isinstance(run, Mapping) else {}
         rows = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
         cause = " ".join(str(run.get("error") or "").split())
@@ -84,7 +85,7 @@ def begin(study: Study, points: Iterable[Point], command: str, configs: str) -> 
         ConfigError: the folder holds another study, or something else.
     """
     path, now = study.folder / "study.json", study.asked()
-    before = read_json(path)
+    before = read(path, json.loads)
     if path.exists() and not isinstance(before, dict):
         raise ConfigError("study.output", str(study.folder), "a folder whose study.json is whole; delete that file to go on with the runs")
     if not path.exists() and (study.folder / "run.json").exists():
@@ -101,7 +102,7 @@ def _check_finished(study: Study, points: Iterable[Point]) -> None:
     """See that runs that have finished are still what the configuration says."""
     for point in points:
         folder = study.folder / "points" / point.name
-        if status_of(folder) == "finished" and composed(point.overrides).hash() != read_json(folder / "run.json").get("config_hash"):
+        if status_of(folder) == "finished" and composed(point.overrides).hash() != read(folder / "run.json", json.loads).get("config_hash"):
             raise ConfigError(
                 "study.output",
                 str(study.folder),

@@ -42,13 +42,8 @@ class Job:
         """Of the process."""
         return self.process.pid or 0
 
-    @property
-    def returncode(self) -> int | None:
-        """Its exit status, or nothing while it is at work."""
-        return self.process.exitcode
-
     def poll(self) -> int | None:
-        """The same."""
+        """Its exit status, or nothing while it is at work."""
         return self.process.exitcode
 
     def terminate(self) -> None:

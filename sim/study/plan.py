@@ -122,7 +122,7 @@ class Study:
         return found
 
 
-def read_study(arguments: Sequence[str]) -> Study:
+def study_of(arguments: Sequence[str]) -> Study:
     """The study of a command line: ``study=<name>``, ``study.<key>=<value>`` and, as ``-m`` takes them, settings of the runs.
 
     A setting with several values becomes an axis, or takes the place of the axis of its name; with one value it holds for all runs.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -13,10 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedimpr.errors import ConfigError
 from sim.config import Settings, quoted
+from sim.html import read
+from sim.locks import locked
 from sim.study.job import Job, start
 from sim.study.plan import Point, Study
 
@@ -45,38 +46,10 @@ class Active:
     gpu: int | None
 
 
-@contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Keep other studies out of a study's folder for the length of a block.
-
-    Raises:
-        ConfigError: one is at work there, or the folder cannot be written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    except OSError as error:
-        raise ConfigError("study.output", str(folder), f"a folder that can be written to ({error.strerror})") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError("study.output", str(folder), "a folder that no other study is at work in") from None
-        yield
-
-
 def status_of(folder: Path) -> str:
     """``finished``, ``failed``, ``interrupted``, ``running`` (or killed), or ``waiting``."""
-    run = read_json(folder / "run.json")
+    run = read(folder / "run.json", json.loads)
     return str(run.get("status", "waiting")) if isinstance(run, dict) else "waiting"
-
-
-def read_json(path: Path) -> Any:
-    """The file's content, or nothing where it is missing or damaged."""
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
 
 
 def run_points(study: Study, settings: Settings, points: Iterable[Point], ended: Callable[[Point, int], None]) -> None:
@@ -98,9 +71,9 @@ def run_points(study: Study, settings: Settings, points: Iterable[Point], ended:
                     active.append(place.start(waiting.popleft(), active))
                 time.sleep(POLL)
                 for run in list(active):
-                    if run.job.returncode is None:
+                    if run.job.poll() is None:
                         run.job.hold_to(study.minutes, study.memory_mb)
-                    if (code := run.job.returncode) is not None:
+                    if (code := run.job.poll()) is not None:
                         active.remove(run)
                         run.job.close()
                         _conclude(run.folder, code, run.job.cause)
@@ -238,10 +211,7 @@ def _wait_until_free(folder: Path) -> None:
     """Until the run of a study that was killed a moment ago has let its folder go."""
     deadline = time.monotonic() + FREE_SECONDS
     while time.monotonic() < deadline:
-        with suppress(OSError), (folder / "state" / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        if not (folder / "state" / "lock").exists():
+        with suppress(ConfigError), locked(folder / "state" / "lock", "study.output", folder, "run"):
             return
         time.sleep(POLL)
 
@@ -258,7 +228,7 @@ def _available_mb() -> float:
 
 
 def _peak_mb(folder: Path) -> float:
-    run = read_json(folder / "run.json")
+    run = read(folder / "run.json", json.loads)
     found = run.get("peak_memory_mb") if isinstance(run, Mapping) else None
     return float(found) if isinstance(found, int | float) else 0.0
 

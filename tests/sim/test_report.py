@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -18,36 +17,9 @@ from sim.charts import charts, ticks
 from sim.plots import draw_impressions, draw_partition
 from sim.report import conclude, write_report
 from sim.results import Row, RunFolder, Sheet
+from tests.sim.parsed import Page
 
 HOSTILE = "<script>alert('x')</script>\"&"
-VOID = {"meta", "img", "path", "circle", "polyline"}
-
-
-class Page(HTMLParser):
-    """Parses a page, checks that tags close in order, and keeps tags with attributes, text and style."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.source = path.read_text()
-        self.feed(self.source)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def filled(path: Path, name: str = "demo", word: str = "cat") -> RunFolder:

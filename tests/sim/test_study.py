@@ -15,8 +15,12 @@ from typing import Any
 
 import pytest
 
+from fedimpr.errors import ConfigError
+from sim.locks import locked
 from sim.study.__main__ import command as study_command
-from sim.study.running import _available_mb, owned
+from sim.study.__main__ import run as run_study
+from sim.study.plan import checked, study_of
+from sim.study.running import _available_mb
 from tests.sim.tiny import overrides
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -145,10 +149,10 @@ def test_a_dry_run_tells_the_commands_and_the_time_and_writes_nothing(tmp_path: 
 
 
 def test_two_studies_never_work_in_one_folder(tmp_path: Path) -> None:
-    from fedimpr.errors import ConfigError
-
-    with owned(tmp_path), pytest.raises(ConfigError, match="'study.output'.*no other study is at work in"), owned(tmp_path):
-        pass
+    study = study_of(arguments(tmp_path))
+    expected = pytest.raises(ConfigError, match="'study.output'.*no other study is at work in")
+    with locked(tmp_path / "lock", "study.output", tmp_path, "study"), expected:
+        run_study(study, checked(study), list(study.points()), "")
 
 
 def test_help_names_the_studies(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,6 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -15,41 +14,11 @@ import pytest
 from sim.study.page import write_page
 from tests.sim.browser import Browser
 from tests.sim.made_up_study import FAILED, made_up_study
+from tests.sim.parsed import Page
 
 ALPHAS = [0.05, 0.1, 0.3, 1.0]
 STATUSES = {4: "failed", 11: "running"}
 HOSTILE = "<script>alert('x')</script>\"&"
-VOID = {"meta", "img", "input", "path", "image", "wbr"}
-
-
-class Page(HTMLParser):
-    """Parses a page, checks that tags close in order, and keeps tags with attributes, and text."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.items: list[str] = []  # of lists
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID or (tag == "path" and not str(self.get_starttag_text()).endswith("/>")):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self.open and self.open[-1] == "li":
-            self.items.append(data)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fedimpr.errors import ConfigError
 from sim.config import CONFIGS, call, composed
 from sim.study.collect import Collected, begin
-from sim.study.plan import Study, checked, read_study, text_of
+from sim.study.plan import Study, checked, study_of, text_of
 
 
 def study(**changes: Any) -> Study:
@@ -74,14 +74,14 @@ def _plain(told: Any) -> Any:
 
 
 def test_the_command_line_pins_axes_adds_some_and_changes_the_study() -> None:
-    made = read_study(
+    made = study_of(
         ["study=demo", "partition.alpha=0.3", "training.lr=0.1,0.01", "seed=5,6", "clients=4", "study.minutes=2", "study.retry=true"]
     )
     assert {key: list(values) for key, values in made.axes.items()} == {"partition.alpha": ["0.3"], "training.lr": ["0.1", "0.01"]}
     assert made.seeds == (5, 6) and "clients=4" in made.base and made.minutes == 2 and made.retry
-    assert read_study(["study=demo", "partition.alpha=range(1,4)"]).axes["partition.alpha"] == ("1", "2", "3")
-    assert read_study(["study=demo", "~experiment"]).base == ("runtime.threads=1",)
-    assert [part for part in read_study(["study=demo", "experiment=mnist"]).base if part.startswith("experiment")] == ["experiment=mnist"]
+    assert study_of(["study=demo", "partition.alpha=range(1,4)"]).axes["partition.alpha"] == ("1", "2", "3")
+    assert study_of(["study=demo", "~experiment"]).base == ("runtime.threads=1",)
+    assert [part for part in study_of(["study=demo", "experiment=mnist"]).base if part.startswith("experiment")] == ["experiment=mnist"]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_the_command_line_pins_axes_adds_some_and_changes_the_study() -> None:
 )
 def test_a_wrong_command_line_is_one_clear_line(arguments: list[str], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected) as error:
-        read_study(arguments)
+        study_of(arguments)
     assert "\n" not in str(error.value)
 
 
@@ -139,7 +139,7 @@ def test_two_values_that_make_the_same_run_are_found() -> None:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "study").glob("*.yaml")))
 def test_every_shipped_study_can_be_composed(name: str) -> None:
-    made = read_study([f"study={name}"])
+    made = study_of([f"study={name}"])
     assert (
         checked(made).hash() == composed(next(iter(made.points())).overrides).hash() and made.name == name and made.question.endswith("?")
     )

@@ -15,19 +15,8 @@ from fedimpr.costs import training_cost
 from fedimpr.errors import ConfigError
 from sim.config import composed
 from strategies.devices import Device, Fleet, Load, dealt
+from tests.strategies.made_up import PLAIN
 
-# A million multiply-accumulates a second; 8 and 4 Mbit/s, which are a million and half a million bytes.
-PLAIN = Device(
-    name="plain",
-    source="made up",
-    share=1.0,
-    macs_per_second=1e6,
-    memory_mb=1.0,
-    down_mbits=8.0,
-    up_mbits=4.0,
-    availability=1.0,
-    dropout=0.0,
-)
 LOAD = Load(macs=3e6, memory=900_000, down=2_000_000, up=500_000)
 
 

@@ -16,19 +16,10 @@ from strategies.federation import Federation
 from strategies.plan import Ledger, planned
 from strategies.records import shared
 from strategies.watch import Nobody
+from tests.strategies.made_up import PLAIN
 
 # A second down, 3 seconds of training, 2 seconds up.
-QUICK = Device(
-    name="quick",
-    source="made up",
-    share=1.0,
-    macs_per_second=1e6,
-    memory_mb=1.0,
-    down_mbits=8.0,
-    up_mbits=4.0,
-    availability=1.0,
-    dropout=0.0,
-)
+QUICK = replace(PLAIN, name="quick")
 SLOW = replace(QUICK, name="slow", macs_per_second=1e5)  # 33 seconds in all
 SMALL = replace(QUICK, name="small", memory_mb=0.5)
 LOAD = Load(macs=3e6, memory=1_000_000, down=1_000_000, up=1_000_000)
