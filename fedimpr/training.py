@@ -1,12 +1,13 @@
-"""Local training: a client's model learns from the client's own images."""
+"""Local training: a client's model learns from the client's own images, and from what else a lesson brings."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from fedimpr import seeds
 from fedimpr.data import Images
@@ -15,9 +16,30 @@ from fedimpr.errors import ConfigError, FedimprError
 from fedimpr.views import Views
 
 
+class Lesson(Protocol):
+    """What a step of local training learns: a loss."""
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The loss, a scalar, and the logits (N, K) of the client's images.
+
+        Args:
+            model: in training mode.
+            images: (N, C, H, W) in [0, 1], augmented.
+            labels: (N,).
+            generator: the source of all randomness.
+        """
+        ...
+
+
+def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The :class:`Lesson` of a client that learns from nothing but its labels."""
+    logits = model(images)
+    return F.cross_entropy(logits, labels), logits
+
+
 @dataclass(frozen=True, kw_only=True)
 class LocalTraining:
-    """Cross-entropy by SGD with momentum.
+    """SGD with momentum.
 
     Attributes:
         epochs: passes over the client's images.
@@ -44,7 +66,7 @@ class LocalTraining:
         if not 0 <= self.momentum < 1:
             raise ConfigError("momentum", self.momentum, "a number in [0, 1)")
 
-    def __call__(self, model: nn.Module, data: Images, generator: torch.Generator) -> dict[str, float]:
+    def __call__(self, model: nn.Module, data: Images, generator: torch.Generator, lesson: Lesson = cross_entropy) -> dict[str, float]:
         """Train ``model`` in place; return ``{"loss": mean over the last epoch, "accuracy": share of its views classified rightly}``.
 
         Raises:
@@ -61,8 +83,7 @@ class LocalTraining:
                     if len(places) == 1 < len(data):
                         continue
                     images, labels = (part.to(device, non_blocking=True) for part in data.batch(places))
-                    logits = model(self.views(images, generator))
-                    loss = F.cross_entropy(logits, labels)
+                    loss, logits = lesson(model, self.views(images, generator), labels, generator)
                     sgd.zero_grad()
                     loss.backward()
                     nn.utils.clip_grad_norm_(model.parameters(), self.clip)

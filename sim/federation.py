@@ -57,24 +57,27 @@ def _partition(text: str) -> Partition:
     return deal(recipe, data.train, clients=tree["clients"], minimum=tree["minimum"], seed=tree["seed"], dataset=data.name)
 
 
-def build_model(settings: Settings, partition: int | None) -> nn.Module:
-    """A fresh model of a partition's architecture; ``None`` asks for the global one. All start from the seed's weights."""
-    return models.build(**_architecture(settings, partition))
+def build_model(settings: Settings, partition: int | None, classes: int | None = None) -> nn.Module:
+    """A fresh model of a partition's architecture; ``None`` asks for the global one. All start from the seed's weights.
+
+    It has an output for each class of the data set, or for as many ``classes`` as are asked for.
+    """
+    return models.build(**_architecture(settings, partition, classes))
 
 
-def warm_model(settings: Settings, partition: int | None) -> nn.Module:
+def warm_model(settings: Settings, partition: int | None, classes: int | None = None) -> nn.Module:
     """The model that :func:`build_model` builds, but only once per process: its weights are those of its last use, so load others.
 
     It is in training mode and without gradients, as a fresh one.
     """
-    model = _warm(json.dumps(_architecture(settings, partition))).train()
+    model = _warm(json.dumps(_architecture(settings, partition, classes))).train()
     model.zero_grad(set_to_none=True)
     return model
 
 
-def reference_of(settings: Settings, partition: int | None) -> Mapping[str, Tensor]:
-    """A state dict of a partition's architecture, built once per process."""
-    return _reference(json.dumps(_architecture(settings, partition)))
+def reference_of(settings: Settings, partition: int | None, classes: int | None = None) -> Mapping[str, Tensor]:
+    """A state dict of the model that :func:`build_model` builds, built once per process."""
+    return _reference(json.dumps(_architecture(settings, partition, classes)))
 
 
 @functools.lru_cache(maxsize=16)
@@ -87,7 +90,7 @@ def _warm(text: str) -> nn.Module:
     return models.build(**json.loads(text))
 
 
-def _architecture(settings: Settings, partition: int | None) -> dict[str, Any]:
+def _architecture(settings: Settings, partition: int | None, classes: int | None = None) -> dict[str, Any]:
     """The arguments of :func:`fedimpr.models.build`."""
     node, path = settings.model, "model"
     if partition is not None and settings.client_models:
@@ -97,7 +100,7 @@ def _architecture(settings: Settings, partition: int | None) -> dict[str, Any]:
         if key not in node:
             raise ConfigError(f"{path}.{key}", None, "a value; it is missing")
     data = settings.dataset
-    given = {"shape": tuple(data["shape"]), **{key: data[key] for key in ("classes", "mean", "std")}}
+    given = {"shape": tuple(data["shape"]), "classes": classes or data["classes"], "mean": data["mean"], "std": data["std"]}
     return {"name": node["name"], **given, "seed": seeds.derive(settings.seed, "model"), **node["options"]}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,15 +58,16 @@ def roll_call(grid: Grid, nodes: int, patience: float = 60.0) -> list[int]:
     return [hosts[place] for place in range(nodes)]
 
 
-def cohort_of(federation: Federation, nodes: Sequence[int], round: int) -> dict[int, list[int]]:
+def cohort_of(federation: Federation, nodes: Sequence[int], round: int, among: Collection[int] | None = None) -> dict[int, list[int]]:
     """Who takes part in a round: the partitions by node, both in order. All, or a cohort drawn uniformly without replacement.
 
-    With devices, of those that can be reached and have the memory.
+    Of those ``among`` which it is drawn, and with devices of those that can be reached and have the memory.
     """
     everyone, fleet = list(range(federation.clients)), federation.fleet
     if federation.cohort is not None:
         everyone = torch.randperm(federation.clients, generator=seeds.generator(federation.seed, "cohort", round)).tolist()
-    there = (partition for partition in everyone if fleet is None or (fleet.able(partition) and fleet.there(round, partition)))
+    wanted = (partition for partition in everyone if among is None or partition in among)
+    there = (partition for partition in wanted if fleet is None or (fleet.able(partition) and fleet.there(round, partition)))
     return by_node(federation, nodes, sorted(itertools.islice(there, federation.cohort)))
 
 

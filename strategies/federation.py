@@ -26,8 +26,9 @@ class Federation:
         cohort: how many of them take part in a round; ``None``: all.
         seed: of the run.
         settings: the run's configuration as JSON, sent to every client.
-        build: a fresh model of the architecture of a partition; ``None`` asks for the global one.
-        reference: a state dict of that architecture, of which names, shapes and types count.
+        build: a fresh model of the architecture of a partition; ``None`` asks for the global one. A second argument is the number of
+            classes, where it is not the data set's.
+        reference: a state dict of that architecture, of which names, shapes and types count; with the same arguments.
         shape: (C, H, W).
         device: where the server computes.
         watch: who watches.
@@ -40,8 +41,8 @@ class Federation:
     cohort: int | None
     seed: int
     settings: str
-    build: Callable[[int | None], nn.Module]
-    reference: Callable[[int | None], Mapping[str, Tensor]]
+    build: Callable[..., nn.Module]
+    reference: Callable[..., Mapping[str, Tensor]]
     shape: tuple[int, int, int]
     device: torch.device
     watch: Watch
@@ -82,13 +83,16 @@ def instructions(
     *,
     sums: bool = False,
     group: str | None = None,
+    beside: Mapping[str, Tensor] | None = None,
 ) -> list[Message]:
     """One training message a node that is asked, by ``{node: partitions}``; they share one record.
 
-    They are of one Flower group, which their replies name as well: ``group``, or else the round.
+    They are of one Flower group, which their replies name as well: ``group``, or else the round. What clients learn from beside
+    their own images goes along, by name.
     """
     cohort = [partition for partitions in asked.values() for partition in partitions]
-    content = Instruction(weights=weights, round=round, settings=federation.settings, cohort=cohort, sums=sums).to_record()
+    asking = Instruction(weights=weights, round=round, settings=federation.settings, cohort=cohort, sums=sums, beside=beside or {})
+    content = asking.to_record()
     return [Message(content, node, "train", group_id=str(round) if group is None else group) for node in asked]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +45,9 @@ class Plan:
         return Charge(down, up[partition]) if turn is None else Charge(down, up[partition], turn.device, turn.seconds)
 
 
-def planned(federation: Federation, nodes: Sequence[int], round: int, minimum: int | None, size: int) -> Plan:
+def planned(
+    federation: Federation, nodes: Sequence[int], round: int, minimum: int | None, size: int, among: Collection[int] | None = None
+) -> Plan:
     """Draw a round's cohort and look ahead on the virtual clock: whose update would not come in time does not train at all.
 
     Those are told to the watch, and so are, in the first round, the devices that have too little memory. Without devices everybody trains.
@@ -56,11 +58,12 @@ def planned(federation: Federation, nodes: Sequence[int], round: int, minimum: i
         round: counted from 1.
         minimum: of good updates; ``None``: as many as the cohort has.
         size: of the weights in bytes. What a node is sent once for several clients is shared by them; a device has a line of its own.
+        among: the partitions that have work in this round; ``None``: all.
 
     Raises:
         UpdateError: fewer updates can come than the minimum.
     """
-    fleet, cohort = federation.fleet, cohort_of(federation, nodes, round)
+    fleet, cohort = federation.fleet, cohort_of(federation, nodes, round, among)
     drawn = [partition for partitions in cohort.values() for partition in partitions]
     least = max(1, len(drawn)) if minimum is None else minimum
     if fleet is None:

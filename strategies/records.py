@@ -31,6 +31,7 @@ class Instruction:
         settings: the run's, as JSON.
         cohort: the partitions that take part, on whatever node.
         sums: whether a node answers with the sum of its updates instead of the updates.
+        beside: what else clients learn from, by name: impressions, other models. Often nothing.
     """
 
     weights: dict[str, Tensor]
@@ -38,17 +39,20 @@ class Instruction:
     settings: str
     cohort: Sequence[int]
     sums: bool
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to_record(self) -> RecordDict:
-        """As Flower records: ``arrays`` and ``config``."""
+        """As Flower records: ``arrays``, ``config``, and ``beside`` where there is something."""
         config: dict[str, Any] = {"round": self.round, "settings": self.settings, "cohort": list(self.cohort), "sums": self.sums}
-        return RecordDict({"arrays": to_arrays(self.weights), "config": ConfigRecord(config)})
+        beside = {"beside": to_arrays(dict(self.beside))} if self.beside else {}
+        return RecordDict({"arrays": to_arrays(self.weights), "config": ConfigRecord(config), **beside})
 
     @classmethod
     def from_record(cls, content: RecordDict) -> Instruction:
         """What :meth:`to_record` gave."""
         config: Any = dict(content.config_records["config"])
-        return cls(weights=from_arrays(content.array_records["arrays"]), **config)
+        beside = from_arrays(content.array_records["beside"]) if "beside" in content.array_records else {}
+        return cls(weights=from_arrays(content.array_records["arrays"]), beside=beside, **config)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -158,6 +158,13 @@ def test_every_client_comes_as_often_as_any_other() -> None:
     assert all(abs(times[partition] - 300) < 73 for partition in range(10))
 
 
+def test_a_cohort_is_drawn_among_those_that_have_work() -> None:
+    assert cohort_of(federation(10, None, 10), [7], 1, among=[2, 5, 9]) == {7: [2, 5, 9]}
+    for round in range(20):
+        (drawn,) = cohort_of(federation(10, 2, 10), [7], round, among=[2, 5, 9]).values()
+        assert len(drawn) == 2 and {2, 5, 9}.issuperset(drawn)
+
+
 @pytest.mark.parametrize(("cohort", "minimum"), [(None, 10), (4, 4), (4, 1), (4, None)])
 def test_the_minimum_is_counted_within_the_cohort(cohort: int | None, minimum: int | None) -> None:
     federation(10, cohort).check_minimum(minimum)
