@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fedimpr.errors import FedimprError
@@ -105,7 +106,10 @@ class Bank:
         return min(self.added, self.capacity)
 
     def add(self, impressions: Impressions, source: Source) -> None:
-        """Take impressions in; the oldest leave once the capacity is reached."""
+        """Take impressions in; the oldest leave once the capacity is reached.
+
+        They may be of more classes than those that are held, whose targets then say 0 of the new ones.
+        """
         if source not in self.sources:
             self.sources.append(source)
         if impressions.note and impressions.note not in self.notes:
@@ -117,6 +121,8 @@ class Bank:
         count = len(new["labels"])
         if not self._rows:
             self._rows = {key: rows.new_zeros(self.capacity, *rows.shape[1:]) for key, rows in new.items()}
+        if (missing := new["targets"].shape[1] - self._rows["targets"].shape[1]) > 0:
+            self._rows["targets"] = F.pad(self._rows["targets"], (0, missing))
         places = torch.arange(self.added, self.added + count, device=impressions.images.device) % self.capacity
         for key, rows in new.items():
             self._rows[key][places] = rows

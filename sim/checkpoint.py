@@ -29,6 +29,7 @@ from torch import Tensor
 
 from fedimpr.errors import ConfigError, FedimprError
 from sim.config import DECIDE_NOTHING, Settings, flat
+from sim.federation import rounds_of
 from sim.locks import locked
 from strategies.keep import UPDATES
 from strategies.rounds import Resumable
@@ -152,8 +153,8 @@ def _check_resumable(source: States, settings: Settings) -> None:
     if json.dumps(old) != json.dumps(new):
         difference = _difference(old, new) or "the order of its keys"
         raise ConfigError("resume", folder, f"a run of the same configuration; this one differs in {difference}")
-    if run.get("status") == "finished" and source.newest()[0] >= settings.rounds:
-        raise ConfigError("resume", folder, f"a run with rounds left; all {settings.rounds} of this one are done")
+    if run.get("status") == "finished" and source.newest()[0] >= rounds_of(settings):
+        raise ConfigError("resume", folder, f"a run with rounds left; all {rounds_of(settings)} of this one are done")
 
 
 def _parsed(path: Path) -> dict[str, object]:

@@ -10,15 +10,15 @@ from collections.abc import Iterable, Iterator
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from torch import Tensor
 
 from fedimpr import seeds
 from fedimpr.training import LocalTraining
 from fedimpr.update import Update
 from sim._flwr import CLIENT_APP_RAISED
 from sim.config import Settings, construct, from_json
-from sim.federation import build_model, dataset_of, device_of, partition_of, reference_of, threads, warm_model
+from sim.federation import build_model, device_of, reference_of, threads, warm_model
 from sim.grid import reason
+from sim.lessons import turn_of
 from strategies.federation import alike
 from strategies.records import Instruction, answer_to_record
 
@@ -53,7 +53,7 @@ def train_partitions(settings: Settings, partitions: Iterable[int], asked: Instr
     """Train one partition after another; why one cannot be trained, or its update cannot be used in a sum, goes to ``reasons``."""
     for partition in partitions:
         try:
-            update = train_partition(settings, partition, asked.round, asked.weights)
+            update = train_partition(settings, partition, asked)
             if asked.sums:
                 update.check(asked.weights)
             yield update
@@ -61,24 +61,25 @@ def train_partitions(settings: Settings, partitions: Iterable[int], asked: Instr
             reasons[partition] = reason(error)
 
 
-def train_partition(settings: Settings, partition: int, round: int, weights: dict[str, Tensor]) -> Update:
+def train_partition(settings: Settings, partition: int, asked: Instruction) -> Update:
     """Train a partition's model from the weights received, or from the seed's where its architecture is its own.
 
     One thread: then clients give the same weights one after another as side by side.
     """
     start = time.perf_counter()
     with threads(1):
-        data = dataset_of(settings).train.subset(partition_of(settings).indices[partition])
-        if alike(reference_of(settings, partition), weights):
-            model = warm_model(settings, partition)
-            model.load_state_dict(weights)
+        data, classes, lesson = turn_of(settings, partition, asked)
+        if alike(reference_of(settings, partition, classes), asked.weights):
+            model = warm_model(settings, partition, classes)
+            model.load_state_dict(asked.weights)
         else:
-            model = build_model(settings, partition)
+            model = build_model(settings, partition, classes)
         model.to(device_of(settings))
-        metrics = _training(json.dumps(settings.training))(model, data, seeds.generator(settings.seed, "training", round, partition))
+        generator = seeds.generator(settings.seed, "training", asked.round, partition)
+        metrics = _training(json.dumps(settings.training))(model, data, generator, lesson)
     return Update(
         partition=partition,
-        round=round,
+        round=asked.round,
         weights={name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()},
         examples=len(data),
         metrics={**metrics, "seconds": time.perf_counter() - start},

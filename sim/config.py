@@ -63,6 +63,7 @@ class Settings:
         synthesis: methods by name.
         distillation: how students learn.
         strategy: a strategy.
+        tasks: how the data set arrives, see :mod:`fedimpr.continual.course`; nothing: all of it is there from the start.
         runtime: the runner and its resources.
     """
 
@@ -91,6 +92,7 @@ class Settings:
     synthesis: Mapping[str, Any]
     distillation: Mapping[str, Any]
     strategy: Mapping[str, Any]
+    tasks: Mapping[str, Any] | None
     runtime: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -109,6 +111,12 @@ class Settings:
             raise ConfigError("save_seconds", self.save_seconds, "a number >= 0")
         if self.client_models is not None and not self.client_models:
             raise ConfigError("client_models", [], "null, or a list of one model or more")
+        if self.tasks is not None and self.rounds != 1:
+            raise ConfigError("rounds", self.rounds, "1 with tasks: their rounds are tasks.rounds, of each task")
+        if self.tasks is not None and self.client_models:
+            raise ConfigError("client_models", len(self.client_models), "null with tasks: there is no average of unlike models")
+        if (self.tasks is not None) != (self.strategy.get("_target_") == "strategies.Continual"):
+            raise ConfigError("tasks", self.tasks and "some", "set with strategy=continual, and null with every other one")
         if self.client_models and self.rounds > 1:
             raise ConfigError("rounds", self.rounds, "1, where clients have models of their own (client_models)")
 
@@ -157,7 +165,7 @@ def from_tree(tree: Mapping[str, Any]) -> Settings:
     Raises:
         ConfigError: a key is unknown or missing, or a value is of a wrong type or out of range.
     """
-    synthesis = tree.get("synthesis")
+    synthesis = tree.get("synthesis") or {}  # Hydra leaves nothing where no method is chosen
     if isinstance(synthesis, Mapping):  # an experiment may set numbers of methods that were then not chosen: those nodes have no class
         tree = {**tree, "synthesis": {name: node for name, node in synthesis.items() if "_target_" in (node.get("synthesizer") or ())}}
     settings: Settings = call(Settings, tree, "")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedimpr import models, seeds
+from fedimpr.continual.course import Course, plan_course
 from fedimpr.costs import TrainingCost, training_cost
 from fedimpr.data import Dataset, load
 from fedimpr.data.partition import Partition, deal
@@ -34,7 +35,10 @@ def dataset_of(settings: Settings) -> Dataset:
 
 
 def partition_of(settings: Settings) -> Partition:
-    """Who holds which training images, dealt once per process."""
+    """Who holds which training images, dealt once per process; with tasks, over all of them."""
+    if (course := course_of(settings)) is not None:
+        shards = [torch.cat([shard.indices[client] for shard in course.shards]) for client in range(settings.clients)]
+        return Partition(tuple(shards), course.manifest)
     keys = ("partition", "clients", "minimum", "seed")
     return _partition(json.dumps({"data": _for_loader(settings), **{key: getattr(settings, key) for key in keys}}))
 
@@ -55,6 +59,40 @@ def _partition(text: str) -> Partition:
     recipe = construct(tree["partition"], "partition")
     data = _dataset(tree.pop("data"))
     return deal(recipe, data.train, clients=tree["clients"], minimum=tree["minimum"], seed=tree["seed"], dataset=data.name)
+
+
+def course_of(settings: Settings) -> Course | None:
+    """Which client works on which images when, planned once per process; ``None`` without tasks."""
+    if settings.tasks is None:
+        return None
+    keys = ("partition", "clients", "minimum", "seed", "tasks")
+    return _course(json.dumps({"data": _for_loader(settings), **{key: getattr(settings, key) for key in keys}}))
+
+
+@functools.lru_cache(maxsize=1)
+def _course(text: str) -> Course:
+    tree = json.loads(text)
+    course: Course = call(
+        plan_course,
+        tree["tasks"],
+        "tasks",
+        data=_dataset(tree["data"]),
+        recipe=construct(tree["partition"], "partition"),
+        **{key: tree[key] for key in ("clients", "minimum", "seed")},
+    )
+    return course
+
+
+def rounds_of(settings: Settings) -> int:
+    """How many rounds the run has."""
+    course = course_of(settings)
+    return settings.rounds if course is None else course.total
+
+
+def initial_weights(settings: Settings) -> dict[str, Tensor]:
+    """The weights that a run begins with: with tasks, those of a model that knows the classes of the first."""
+    course = course_of(settings)
+    return build_model(settings, None, None if course is None else course.classes(0)).state_dict()
 
 
 def build_model(settings: Settings, partition: int | None, classes: int | None = None) -> nn.Module:
@@ -128,6 +166,9 @@ def strategy_of(settings: Settings, watch: Watch, keep: Keep | None = None) -> R
     given: dict[str, Any] = {"federation": federation}
     if settings.strategy.get("_target_") == "strategies.DataFree":
         given |= {"methods": methods_of(settings), "distillation": construct(settings.distillation, "distillation")}
+    if settings.strategy.get("_target_") == "strategies.Continual":
+        learning = construct(settings.distillation, "distillation")
+        given |= {"course": course_of(settings), "methods": methods_of(settings), "distillation": learning}
     strategy: Resumable = construct(settings.strategy, "strategy", **given)
     return strategy
 

@@ -23,9 +23,10 @@ from fedimpr.impressions import Bank
 from fedimpr.measures import describe, drawn
 from fedimpr.models import Classifier
 from fedimpr.update import Update
+from sim.by_task import INITIAL, score, write_matrices
 from sim.config import Settings
 from sim.curves import write_curves
-from sim.federation import build_model, dataset_of, device_of, partition_of
+from sim.federation import build_model, course_of, dataset_of, device_of, partition_of, rounds_of
 from sim.progress import Progress
 from sim.results import MEASURED, NEIGHBOURS, Row, RunFolder, Sheet, Status, peak_memory_mb, read_metrics, read_rows, replace_file
 from sim.tables import results
@@ -54,7 +55,8 @@ class Recorder:
 
     def __init__(self, settings: Settings, done: int = 0) -> None:
         self.settings, self.start = settings, time.monotonic()
-        self.data, self.partition = dataset_of(settings), partition_of(settings)
+        self.course, self.partition, self.rounds = course_of(settings), partition_of(settings), rounds_of(settings)
+        self.data = dataset_of(settings) if self.course is None else self.course.data
         resumed = settings.resume is not None and Path(settings.resume).resolve() == settings.folder.resolve()
         self.rows = {row.method: row for row in read_rows(settings.folder / "summary.json")} if resumed else {}
         told = _forget_after(settings.folder / "metrics.jsonl", done) if resumed else []
@@ -74,6 +76,10 @@ class Recorder:
     def __enter__(self) -> Recorder:
         self.folder.write_config(yaml.safe_dump(json.loads(self.settings.to_json()), sort_keys=False))
         self.folder.write_manifest({**self.partition.manifest, "classes": self.data.train.classes})
+        if self.course is not None and self.round == 1 and self.course.classes(0) == len(self.data.train.classes):
+            # Where all classes are known from the start, later tasks can be asked of before they come.
+            _, tasks = score(placed(build_model(self.settings, None), device_of(self.settings)), self.course, 0)
+            self.folder.metric(INITIAL, round=0, tasks=tasks)
         self.tracking.start()
         self.bar.__enter__()
         return self
@@ -100,6 +106,8 @@ class Recorder:
         plots.draw_partition(manifest["counts"], self.data.train.classes, self.folder.path / "partition.png", recipe)
         if self.sheets:
             plots.draw_impressions(self.sheets, self.folder.path / "impressions.png")
+        if self.course is not None:
+            write_matrices(self.folder.path, read_metrics(self.folder.path / "metrics.jsonl"), self.course)
         report.write_report(self.folder.path)
         write_curves(self.folder.path)
         print(results(list(self.rows.values())))
@@ -108,7 +116,7 @@ class Recorder:
     def began(self, round: int) -> None:
         """Name the round wherever its stages are told of."""
         self.round = round
-        self.bar.round(round, self.settings.rounds)
+        self.bar.round(round, self.rounds)
 
     def progress(self, stage: str, done: int, total: int, **info: object) -> None:
         """Move the bar; a hundred points of every curve go to the metrics."""
@@ -127,10 +135,11 @@ class Recorder:
         """Write a client's numbers down, after its model was evaluated where that is asked for."""
         values: dict[str, object] = {**update.metrics, **_known(asdict(charge))}
         if self.settings.evaluate_clients:
-            model = loaded(build_model(self.settings, update.partition), update.weights)
-            score = evaluate(placed(model, device_of(self.settings)), self.data.test)
-            self.scores.append(score.accuracy)
-            values |= {"test_accuracy": score.accuracy, "test_loss": score.loss}
+            classes = None if self.course is None else self.course.classes(self.course.step(round))
+            model = loaded(build_model(self.settings, update.partition, classes), update.weights)
+            judged = self._judged(round, placed(model, device_of(self.settings)))
+            self.scores.append(judged["test_accuracy"])
+            values |= judged
         self.folder.metric("client", round=round, client=update.partition, examples=update.examples, **values)
 
     def answered(self, round: int, updates: int, seconds: float, bill: Bill) -> None:
@@ -144,17 +153,17 @@ class Recorder:
 
     def candidate(self, round: int, name: str, model: nn.Module, cost: Cost) -> None:
         """Evaluate a model for all clients and keep its weights, where it is the round for it."""
-        if round % self.settings.evaluate_every and round != self.settings.rounds:
+        last = round == self.rounds if self.course is None else self.course.ends(round)
+        if round % self.settings.evaluate_every and not last:
             return
-        score, weights = evaluate(model, self.data.test), weights_hash(model.state_dict())
-        scores = {"test_accuracy": score.accuracy, "test_loss": score.loss}
-        self.folder.metric("candidate", round=round, method=name, weights=weights, **scores, **asdict(cost))
+        judged, weights = self._judged(round, model), weights_hash(model.state_dict())
+        self.folder.metric("candidate", round=round, method=name, weights=weights, **judged, **asdict(cost))
         file = name.lower().replace(" ", "-")
         if isinstance(model, Ensemble):
             model.save(self.folder.path / f"{file}.safetensors")
         elif isinstance(model, Classifier):
             self.folder.weights(file, model.state_dict(), {"model": json.dumps(model.spec), "round": round})
-        self._row(round, name, score.accuracy, cost, weights)
+        self._row(round, name, judged["test_accuracy"], cost, weights)
 
     def mined(self, round: int, method: str, bank: Bank, teacher: nn.Module) -> None:
         """Measure the impressions, for the report only, and keep a few of every class for the picture."""
@@ -170,7 +179,21 @@ class Recorder:
         classes = range(int(bank.targets.shape[1]))
         places = torch.cat([torch.nonzero(bank.labels == k).flatten()[:ROWS_PER_SHEET] for k in classes]).cpu()
         images, labels = held[places].cpu(), bank.labels[places].cpu()
-        self.sheets[method.upper()] = Sheet(images, labels, self.data.train.classes)
+        sheet, title = Sheet(images, labels, self.data.train.classes), method.upper()
+        if self.course is not None:  # a picture of each task: those of the first are gone when the last is over
+            from sim import plots
+
+            task = self.course.step(round) + 1
+            title += f" after task {task}"
+            plots.draw_impressions({title: sheet}, self.folder.path / f"impressions-task-{task:03d}.png")
+        self.sheets[title] = sheet
+
+    def _judged(self, round: int, model: nn.Module) -> dict[str, Any]:
+        """How good a model is on the test images; with tasks on those of the tasks so far, and on each task."""
+        if self.course is None:
+            return dict(zip(("test_accuracy", "test_loss"), evaluate(model, self.data.test), strict=True))
+        mean, tasks = score(model, self.course, self.course.step(round))
+        return {"test_accuracy": mean.accuracy, "test_loss": mean.loss, "tasks": tasks}
 
     def _row(self, round: int, name: str, accuracy: float, cost: Cost, weights: str | None = None) -> None:
         self.accuracies[name] = accuracy

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from fedimpr.errors import FedimprError
+from sim.by_task import FILE, PICTURE
 from sim.charts import charts
 from sim.curves import write_curves
 from sim.html import details, document, duration, missing, pre, read, section, table, words
@@ -84,7 +85,8 @@ def write_report(folder: Path) -> Path:
     body = [
         _header(title, config, manifest, run),
         section("Results", _results(rows)),
-        section("Impressions", _picture(folder / "impressions.png", "A grid of impressions: one block per method, one column per class")),
+        section("Results by task", _by_task(folder)),
+        section("Impressions", _impressions(folder)),
         section("Who holds what", _picture(folder / "partition.png", "A heat map of images per class and client")),
         section("Costs", _costs(rows)),
         section("What the impressions carry over", _transfer(rows)),
@@ -191,6 +193,26 @@ def _measured(key: str, value: Any) -> str:
     if value is None or key not in MEASURES:
         return words(value)
     return MEASURES[key].form(value).removesuffix("%")  # the unit is in the head
+
+
+def _by_task(folder: Path) -> str:
+    """The accuracy matrices of a continual run and their measures; nothing of another."""
+    told = read(folder / FILE, json.loads)
+    if not isinstance(told, dict):
+        return ""
+    methods = told["methods"]
+    names = list(dict.fromkeys(name for found in methods.values() for name in found["measures"]))
+    values = {name: "".join(f"<td>{100 * found['measures'][name]:.2f}</td>" for found in methods.values()) for name in names}
+    rows = [f"<tr><td>{escape(name.replace('_', ' '))}</td>{cells}</tr>" for name, cells in values.items()]
+    picture = _picture(folder / PICTURE, "The accuracy on every task after every task")
+    return table(("measure (%)", *methods), rows) + picture + details("Matrices", pre(folder / FILE))
+
+
+def _impressions(folder: Path) -> str:
+    """The picture of the methods' impressions, or one for each task."""
+    alt = "A grid of impressions: one block per method, one column per class"
+    by_task = sorted(folder.glob("impressions-task-*.png"))
+    return "".join(_picture(path, alt) for path in by_task) or _picture(folder / "impressions.png", alt)
 
 
 def _picture(path: Path, alt: str) -> str:

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedimpr.states import under
 from sim.checkpoint import opened
 from sim.config import Settings, composed, from_json, placed
-from sim.federation import build_model, check, strategy_of, threads
+from sim.federation import check, initial_weights, rounds_of, strategy_of, threads
 from sim.recorder import Recorder
 from strategies.rounds import run_rounds
 
@@ -30,7 +30,7 @@ def run(settings: Settings, grid: Grid) -> None:
     # Before the recorder touches the folder: what cannot be resumed stays as it is.
     with opened(settings) as (states, done, state), Recorder(settings, done) as recorder, threads(int(settings.runtime["threads"])):
         strategy = strategy_of(settings, recorder, states)
-        weights = under(state, "global/") or build_model(settings, None).state_dict()
+        weights = under(state, "global/") or initial_weights(settings)
         if done:
             strategy.load_state_dict(under(state, "strategy/"))
         run_rounds(
@@ -38,6 +38,6 @@ def run(settings: Settings, grid: Grid) -> None:
             grid,
             weights,
             first=done + 1,
-            last=settings.rounds,
+            last=rounds_of(settings),
             after_round=lambda round, weights: states.after_round(round, weights, strategy),
         )

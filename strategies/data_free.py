@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -21,15 +21,16 @@ from fedimpr import seeds
 from fedimpr.devices import placed
 from fedimpr.distillation import Distillation, Mining, mine_and_distil
 from fedimpr.ensemble import Ensemble
-from fedimpr.errors import ConfigError, UpdateError
+from fedimpr.errors import ConfigError
 from fedimpr.impressions import Bank, Source
 from fedimpr.states import size_of, under
 from fedimpr.synthesis import Synthesizer
 from fedimpr.update import Update, average
-from strategies.cohort import collect, roll_call
+from strategies.cohort import roll_call
 from strategies.federation import Federation, alike, instructions, loaded
-from strategies.keep import UPDATES, Part, Received
+from strategies.keep import Part
 from strategies.plan import Ledger, planned
+from strategies.receiving import receive
 from strategies.tensors import from_arrays, to_arrays
 from strategies.watch import Cost
 
@@ -106,7 +107,7 @@ class DataFree(Strategy):
             UpdateError: too few good updates.
         """
         fed, watch = self.federation, self.federation.watch
-        received = self._received(server_round, replies)
+        received = receive(fed, replies, self.plan, server_round, self.started, fed.reference)
         updates = received.updates
         members = [placed(loaded(fed.build(update.partition), update.weights), fed.device) for update in updates]
         for update in updates:
@@ -129,31 +130,6 @@ class DataFree(Strategy):
             ensemble_of(other)
         students = {name: self._student(name, ensemble, server_round) for name in self.methods}
         return to_arrays(next(iter(students.values())).cpu().state_dict()), MetricRecord({"updates": len(updates)})
-
-    def _received(self, round: int, replies: Iterable[Message]) -> Received:
-        """The updates that were kept of this round, or else those of the replies, which are kept from now on."""
-        fed, bad = self.federation, list[UpdateError]()
-
-        def excluded(error: UpdateError) -> None:
-            bad.append(error)
-            fed.watch.excluded(error)
-
-        if fed.keep.holds(round, UPDATES):
-            kept = Received.from_state_dict(fed.keep.load(round, UPDATES))
-            for error in kept.excluded:
-                fed.watch.excluded(error)
-            return kept
-        sent: dict[int, int] = {}
-        answers = collect(replies, self.asked, round, fed.reference, self.plan.minimum, excluded, left_out=self.plan.left_out)
-        # They stay for the whole round, and the memory that they came in may be the runner's: Ray's object store, say.
-        good = []
-        for answer in answers:
-            sent |= answer.sent
-            for update in answer.updates:
-                good.append(replace(update, weights={name: tensor.clone() for name, tensor in update.weights.items()}))
-        received = Received(good, bad, time.monotonic() - self.started, sent)
-        fed.keep.save(round, UPDATES, received.state_dict())
-        return received
 
     def _student(self, name: str, ensemble: Ensemble, round: int) -> nn.Module:
         fed, method, bank = self.federation, self.methods[name], self.banks[name]
