@@ -72,14 +72,12 @@ def course_of(settings: Settings) -> Course | None:
 @functools.lru_cache(maxsize=1)
 def _course(text: str) -> Course:
     tree = json.loads(text)
-    course: Course = call(
-        plan_course,
-        tree["tasks"],
-        "tasks",
-        data=_dataset(tree["data"]),
-        recipe=construct(tree["partition"], "partition"),
-        **{key: tree[key] for key in ("clients", "minimum", "seed")},
-    )
+    recipe, given = construct(tree["partition"], "partition"), {key: tree[key] for key in ("clients", "minimum", "seed")}
+    try:
+        course: Course = call(plan_course, tree["tasks"], "tasks", data=_dataset(tree["data"]), recipe=recipe, **given)
+    except ConfigError as error:  # it says which node it is of, and not where that stands
+        key = error.key.removeprefix("partition.") if error.key.removeprefix("partition.") in given else error.key
+        raise ConfigError(f"tasks.{key}" if key.startswith("scenario.") else key, error.value, error.allowed) from None
     return course
 
 

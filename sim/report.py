@@ -202,8 +202,11 @@ def _by_task(folder: Path) -> str:
         return ""
     methods = told["methods"]
     names = list(dict.fromkeys(name for found in methods.values() for name in found["measures"]))
-    values = {name: "".join(f"<td>{100 * found['measures'][name]:.2f}</td>" for found in methods.values()) for name in names}
-    rows = [f"<tr><td>{escape(name.replace('_', ' '))}</td>{cells}</tr>" for name, cells in values.items()]
+    rows = []
+    for name in names:  # one that has not ended as many tasks as another has fewer measures
+        values = [found["measures"].get(name) for found in methods.values()]
+        cells = "".join(f"<td>{'' if value is None else f'{100 * value:.2f}'}</td>" for value in values)
+        rows.append(f"<tr><td>{escape(name.replace('_', ' '))}</td>{cells}</tr>")
     picture = _picture(folder / PICTURE, "The accuracy on every task after every task")
     return table(("measure (%)", *methods), rows) + picture + details("Matrices", pre(folder / FILE))
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fedimpr import seeds
 from fedimpr.continual.course import Course
-from fedimpr.continual.head import Among, grown
+from fedimpr.continual.head import grown, narrowed
 from fedimpr.continual.rehearsal import Memory, Rehearsal
 from fedimpr.data import Images
 from fedimpr.devices import placed
@@ -150,7 +150,8 @@ class Continual(Strategy):
         assert self.method is not None
         fed, task, method = self.federation, self.course.tasks[step], self.method
         new = torch.tensor(task.new if self.replay == "server" and len(task.new) > 1 else task.seen)
-        teacher = placed(Among(model, new), fed.device).eval()
+        weights = narrowed(model.state_dict(), fed.reference(None, len(new)), new)
+        teacher = placed(loaded(fed.build(None, len(new)), weights), fed.device)
         generator = seeds.generator(fed.seed, f"server/{self.name}", round)
         source = Source(f"global model after task {step + 1}", self.name, round, fed.seed)
         synthesizer, held = copy.deepcopy(method.synthesizer), Bank(method.mining.images)  # what one was told of other classes is of no use
@@ -160,7 +161,7 @@ class Continual(Strategy):
 
         if self.student:
             mine_and_distil(
-                teacher, placed(Among(fed.build(None, self.course.classes(step)), new), fed.device), synthesizer, mining=method.mining,
+                teacher, placed(fed.build(None, len(new)), fed.device), synthesizer, mining=method.mining,
                 distillation=self.distillation, bank=held, source=source, shape=fed.shape, generator=generator, progress=progress,
                 saves=Part(fed.keep, round, f"impressions by {self.name}"),
             )  # fmt: skip

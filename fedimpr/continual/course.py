@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,12 +115,15 @@ def plan_course(
     """
     if rounds < 1:
         raise ConfigError("rounds", rounds, "an integer >= 1")
-    stream = cut(scenario, data, seed=seed)
+    with _under("scenario"):
+        stream = cut(scenario, data, seed=seed)
     if len(stream.tasks[0].seen) < 2:
         raise ConfigError("tasks", stream.tasks[0].name, "a first task of two classes or more: a model of one has nothing to tell apart")
     present = attendance(len(stream.tasks), joins=_for_each("joins", joins, clients), behind=_for_each("behind", behind, clients))
     data, tasks = _in_order_of_arrival(data, stream.tasks)
-    shards = tuple(deal_task(recipe, data.train, task, attendance=present, minimum=minimum, seed=seed, dataset=data.name) for task in tasks)
+    with _under("partition"):
+        dealing = {"attendance": present, "minimum": minimum, "seed": seed, "dataset": data.name}
+        shards = tuple(deal_task(recipe, data.train, task, **dealing) for task in tasks)
     counts = torch.tensor([shard.manifest["counts"] for shard in shards]).sum(0)
     own = shards[0].manifest
     manifest = {
@@ -128,6 +132,15 @@ def plan_course(
         **{"dealt": [shard.manifest for shard in shards], "attendance": [list(row) for row in present]},
     }
     return Course(data, tasks, present, shards, rounds, manifest)
+
+
+@contextmanager
+def _under(node: str) -> Iterator[None]:
+    """A setting that is refused inside is one of a node's."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{node}.{error.key}", error.value, error.allowed) from None
 
 
 def _for_each(key: str, given: Sequence[int] | None, clients: int) -> Sequence[int]:

@@ -1,11 +1,11 @@
-"""A head that grows: models of one architecture with more and more outputs."""
+"""A head that grows, and shrinks: models of one architecture with more or fewer outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedimpr.errors import FedimprError
 
@@ -34,22 +34,12 @@ def _grown(name: str, old: Tensor, fresh: Tensor) -> Tensor:
     return torch.cat([old, fresh[len(old) :].to(old.device)])
 
 
-class Among(nn.Module):
-    """A model that is asked about some of its classes only.
+def narrowed(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor], classes: Tensor) -> dict[str, Tensor]:
+    """The weights of a model that is asked about some of its classes only.
 
     Args:
-        model: maps images to logits (N, K).
-        classes: which outputs are left, two or more, in this order.
+        weights: a state dict.
+        fresh: that of the same architecture with J classes.
+        classes: (J,), the outputs that are left, in this order.
     """
-
-    classes: Tensor
-
-    def __init__(self, model: nn.Module, classes: Tensor) -> None:
-        super().__init__()
-        self.model = model
-        self.register_buffer("classes", classes, persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, len(classes)) of images (N, C, H, W) in [0, 1]."""
-        logits: Tensor = self.model(images)
-        return logits[:, self.classes]
+    return {name: old if old.shape == fresh[name].shape else old[classes.to(old.device)] for name, old in weights.items()}

@@ -1,0 +1,112 @@
+"""The loss of a model that learns a task and remembers what was before: every term by its own arithmetic."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedimpr.continual.rehearsal import Memory, Rehearsal, anchors
+from fedimpr.errors import ConfigError
+from fedimpr.models import final_layer
+
+OFF = {
+    "own": "all", "distil_own": 0.0, "replay_labels": 0.0, "replay_distil": 0.0, "features": 0.0, "head": 0.0, "anchors": 0.0,
+    "radius": 0.0, "temperature": 2.0, "batch_size": 6,
+}  # fmt: skip
+IMAGES, LABELS = torch.rand(5, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([2, 3, 3, 2, 2])
+TASK = torch.tensor([2, 3])
+MEMORY = Memory(torch.randint(256, (9, 1, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)), torch.arange(9) % 2)
+
+
+def network(classes: int, seed: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, classes))
+
+
+MODEL, PREVIOUS = network(4, 0), network(2, 1)
+
+
+def loss(memory: Memory | None = MEMORY, previous: nn.Module | None = PREVIOUS, **weights) -> Tensor:
+    lesson = Rehearsal(**(OFF | weights)).bound(TASK, previous, memory, seed=0)
+    value, logits = lesson(MODEL, IMAGES, LABELS, torch.Generator().manual_seed(5))
+    torch.testing.assert_close(logits, MODEL(IMAGES))  # of the client's own images, whatever is remembered
+    return value
+
+
+def remembered() -> tuple[Tensor, Tensor]:
+    """The six that the same generator draws."""
+    places = torch.randint(9, (6,), generator=torch.Generator().manual_seed(5))
+    return MEMORY.images[places].float() / 255, MEMORY.labels[places]
+
+
+def divergence(logits: Tensor, wanted: Tensor) -> Tensor:
+    """KL(previous || model) at temperature 2 among the two classes that the previous model knew, times 4, by its definition."""
+    p, q = (wanted / 2).softmax(1), (logits[:, :2] / 2).softmax(1)
+    return 4 * (p * (p.log() - q.log())).sum(1).mean()
+
+
+PLAIN = F.cross_entropy(MODEL(IMAGES), LABELS)
+
+
+def test_without_weights_it_is_the_cross_entropy_and_asks_for_nothing() -> None:
+    torch.testing.assert_close(loss(), PLAIN)
+    assert not Rehearsal(**OFF).needs_memory and not Rehearsal(**OFF).needs_previous
+
+
+def test_own_images_may_be_told_apart_among_the_task_s_classes_alone() -> None:
+    torch.testing.assert_close(loss(own="task"), F.cross_entropy(MODEL(IMAGES)[:, 2:], LABELS - 2))
+
+
+def test_lwf_distils_the_previous_answers_to_own_images() -> None:
+    torch.testing.assert_close(loss(distil_own=3.0), PLAIN + 3 * divergence(MODEL(IMAGES), PREVIOUS(IMAGES)))
+
+
+def test_remembered_images_are_learnt_by_their_labels() -> None:
+    images, labels = remembered()
+    torch.testing.assert_close(loss(replay_labels=0.5), PLAIN + 0.5 * F.cross_entropy(MODEL(images), labels))
+
+
+def test_target_distils_the_previous_answers_to_remembered_images() -> None:
+    images, _ = remembered()
+    torch.testing.assert_close(loss(replay_distil=25.0), PLAIN + 25 * divergence(MODEL(images), PREVIOUS(images)))
+
+
+def test_mfcl_looks_at_features_through_the_previous_head_and_finetunes_the_head_alone() -> None:
+    images, labels = remembered()
+    both, names = torch.cat([IMAGES, images]), torch.cat([LABELS, labels])
+    deep = [nn.Sequential(*list(model)[:3])(both) for model in (MODEL, PREVIOUS)]
+    gap = (deep[0] - deep[1]) @ final_layer(PREVIOUS).weight.T
+    torch.testing.assert_close(loss(features=2.0), PLAIN + 2 * gap.square().mean())
+    torch.testing.assert_close(loss(head=1.0), PLAIN + F.cross_entropy(MODEL(both), names))
+    MODEL.zero_grad()
+    (loss(head=1.0) - loss()).backward()
+    assert float(MODEL[1].weight.grad.abs().max()) < 1e-6 < float(MODEL[3].weight.grad.abs().max())
+
+
+def test_lander_pulls_features_to_the_edge_of_the_ball_around_their_anchor() -> None:
+    images, labels = remembered()
+    features, centres = nn.Sequential(*list(MODEL)[:3])(IMAGES), anchors(4, 3, 0)[LABELS]
+    distance = (features - centres).square().mean(1).sqrt()
+    torch.testing.assert_close(loss(memory=None, anchors=2.0, radius=0.4), PLAIN + 2 * (distance - 0.4).clamp_min(0).mean())
+    torch.testing.assert_close(loss(memory=None, anchors=2.0, radius=100.0), PLAIN)
+
+
+def test_anchors_have_size_one_and_do_not_move_when_classes_arrive() -> None:
+    torch.testing.assert_close(anchors(3, 50, 0).square().mean(1), torch.ones(3))
+    assert torch.equal(anchors(3, 50, 0), anchors(5, 50, 0)[:3]) and not torch.equal(anchors(3, 50, 0), anchors(3, 50, 1))
+
+
+def test_in_the_first_step_there_is_nothing_to_remember() -> None:
+    everything = {"distil_own": 1.0, "replay_labels": 1.0, "replay_distil": 1.0, "features": 1.0, "head": 1.0}
+    torch.testing.assert_close(loss(memory=None, previous=None, **everything), PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("own", "new"), ("distil_own", -1.0), ("radius", -0.1), ("temperature", 0.0), ("batch_size", 0)]
+)
+def test_what_is_out_of_range_is_refused_by_name(key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"config key '{key}' is"):
+        Rehearsal(**(OFF | {key: value}))

@@ -1,0 +1,176 @@
+"""Continual updates through the whole house: every row of ``configs/continual``, resumed, on every runner, and what is shown of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedimpr.errors import ConfigError, FedimprError
+from sim import plots
+from sim.by_task import matrices, write_matrices
+from sim.config import CONFIGS, Settings, composed
+from sim.federation import course_of
+from sim.local import run_local
+from tests.sim.tiny import assert_same, overrides
+
+ROWS = sorted(path.stem for path in (CONFIGS / "continual").glob("*.yaml"))
+
+
+def stream(output: Path, row: str, *more: str) -> Settings:
+    """Digits in three tasks, three clients, a round each; whatever mines is shrunk."""
+    chosen = composed([f"continual={row}", "tasks=class_incremental", "tasks.scenario.tasks=[4,3,3]"])
+    small = [part for part in overrides(methods=list(chosen.synthesis)) if not part.startswith("synthesis=")]
+    tasks = ["tasks=class_incremental", "tasks.scenario.tasks=[4,3,3]", "tasks.rounds=1", "partition=iid"]
+    return composed([f"continual={row}", *tasks, *small, f"output='{output}'", *more])
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_learns_task_after_task(row: str, tmp_path: Path) -> None:
+    run_local(stream(tmp_path, row))
+    told = json.loads((tmp_path / "continual.json").read_text())
+    assert len(told["tasks"]) == 3
+    for found in told["methods"].values():
+        matrix = found["matrix"]
+        assert [[value is None for value in line] for line in matrix] == [[False, True, True], [False, False, True], [False] * 3]
+        assert 0 <= found["measures"]["last_accuracy_over_images"] <= 1 and -1 <= found["measures"]["forgetting"] <= 1
+    assert (tmp_path / "accuracy_matrix.png").stat().st_size > 1000
+    assert "Results by task" in (tmp_path / "report.html").read_text()
+
+
+class Stopped(Exception):
+    """As if the process had been killed."""
+
+
+@pytest.mark.parametrize(
+    ("row", "round"), [("di", 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("di", 1), ("target", 1), ("target", 2)))]
+)
+def test_stopped_inside_a_task_it_goes_on_to_the_same_weights(
+    row: str, round: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_local(stream(tmp_path / "straight", row, "tasks.rounds=2", "save_seconds=0"))
+    from sim.recorder import Recorder
+
+    whole = Recorder.mined
+
+    def mined(self, at: int, *given) -> None:
+        if at == 2 * round:
+            raise Stopped
+        whole(self, at, *given)
+
+    monkeypatch.setattr(Recorder, "mined", mined)
+    with pytest.raises(Stopped):
+        run_local(stream(tmp_path / "stopped", row, "tasks.rounds=2", "save_seconds=0"))
+    monkeypatch.undo()
+    run_local(stream(tmp_path / "stopped", row, "tasks.rounds=2", "save_seconds=0", f"resume='{tmp_path}/stopped'"))
+    assert_same(tmp_path / "straight", tmp_path / "stopped")
+    assert (tmp_path / "straight/continual.json").read_bytes() == (tmp_path / "stopped/continual.json").read_bytes()
+
+
+def test_the_server_may_replay_and_late_and_slow_clients_take_part(tmp_path: Path) -> None:
+    server = ("epochs: 1, batch_size: 8, lr: 0.01, momentum: 0.9, weight_decay: 0.0, clip: 10.0", "views: ${training.views}")
+    consolidation = "{_target_: fedimpr.training.LocalTraining, " + ", ".join(server) + "}"
+    settings = stream(
+        tmp_path / "run",
+        "di",
+        "strategy.replay=server",
+        f"strategy.consolidation={consolidation}",
+        "tasks.joins=[0,1,0]",
+        "tasks.behind=[0,0,1]",
+    )
+    run_local(settings)
+    told = json.loads((tmp_path / "run/continual.json").read_text())["methods"]
+    assert list(told) == ["FedAvg", "server replay of DI"]
+    clients = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines() if '"client"' in line]
+    assert [line["client"] for line in clients if line["stage"] == "client"] == [0, 0, 1, 2, 0, 1, 2]
+
+
+def test_domains_may_arrive_one_after_another_and_the_initial_model_is_measured(tmp_path: Path) -> None:
+    from fedimpr.continual.course import plan_course
+    from fedimpr.continual.stream import DomainIncremental
+    from fedimpr.data import Dataset, Images
+    from fedimpr.data.partition import Iid
+
+    def images(count: int) -> Images:
+        return Images(
+            torch.zeros(count, 1, 1, 1, dtype=torch.uint8), torch.arange(count) % 2, ("a", "b"), torch.arange(count) // 2 % 2, ("x", "y")
+        )
+
+    course = plan_course(
+        DomainIncremental(order=("x", "y")), Dataset("toy", images(40), images(8)), Iid(),
+        clients=2, rounds=1, joins=None, behind=None, minimum=1, seed=0,
+    )  # fmt: skip
+    lines = [
+        {"stage": "initial", "round": 0, "tasks": [0.5, 0.25]},
+        {"stage": "candidate", "round": 1, "method": "FedAvg", "tasks": [0.75, 0.5]},
+        {"stage": "candidate", "round": 2, "method": "FedAvg", "tasks": [0.25, 1.0]},
+    ]
+    assert torch.equal(matrices(lines, course)["FedAvg"], torch.tensor([[0.75, 0.5], [0.25, 1.0]]))
+    write_matrices(tmp_path, lines, course)
+    measures = json.loads((tmp_path / "continual.json").read_text())["methods"]["FedAvg"]["measures"]
+    assert measures["forgetting"] == 0.5 and measures["backward_transfer"] == -0.5  # 0.75 - 0.25
+    assert measures["forward_transfer"] == 0.25  # 0.5 - 0.25
+
+
+def test_a_task_that_is_not_over_has_no_line_in_the_matrix() -> None:
+    course = course_of(stream(Path("unused"), "finetuning", "tasks.rounds=2"))
+    assert course is not None
+    line = {"stage": "candidate", "method": "FedAvg", "tasks": [0.5, None, None]}
+    assert matrices([{**line, "round": 1}], course) == {}
+    assert matrices([{**line, "round": 2}, {**line, "round": 3}], course)["FedAvg"].tolist() == [[0.5]]
+
+
+def test_impressions_of_every_task_get_a_picture(tmp_path: Path) -> None:
+    run_local(stream(tmp_path, "di"))
+    assert [path.name for path in sorted(tmp_path.glob("impressions-task-*.png"))] == [f"impressions-task-00{n}.png" for n in (1, 2, 3)]
+    assert plots.DPI  # the pictures are those of the report
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["di", "exemplars"])
+def test_on_ray_it_ends_in_the_same_weights(row: str, tmp_path: Path) -> None:
+    from sim.on_ray import run_on_ray
+
+    run_local(stream(tmp_path / "local", row))
+    run_on_ray(stream(tmp_path / "ray", row, "runtime=ray", "runtime.workers=2"))
+    assert_same(tmp_path / "local", tmp_path / "ray")
+
+
+@pytest.mark.slow
+def test_memory_is_bounded_over_a_hundred_tasks(tmp_path: Path) -> None:
+    """A bank of thirty impressions and the two newest states, however many tasks there were."""
+    from fedimpr.states import size_of
+    from sim.federation import strategy_of
+    from strategies import Nobody
+
+    settings = stream(tmp_path, "di", "strategy.rehearsal.batch_size=4")
+    strategy = strategy_of(settings, Nobody())
+    model = strategy.federation.build(None, 10)
+    sizes = []
+    for _ in range(100):
+        strategy._mine(model, 2, 3)  # type: ignore[union-attr]
+        sizes.append(size_of(strategy.state_dict()))
+    assert len(strategy.bank) == 30 and sizes[-1] <= sizes[5]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("tasks.scenario.tasks=[4,3,2]", "config key 'tasks.scenario.tasks' is .*that add up to the 10 classes"),
+        ("tasks.scenario.tasks=[1,3,6]", "a first task of two classes or more"),
+        ("tasks.joins=[0,0]", "config key 'tasks.joins' is"),
+        ("tasks.scenario.order=[0,0,1,2,3,4,5,6,7,8]", "config key 'tasks.scenario.order' is"),
+        ("rounds=3", "config key 'rounds' is 3; allowed: 1 with tasks"),
+        ("strategy.replay=server", "config key 'strategy.replay' is 'server'"),
+        ("strategy.exemplars=-1", "config key 'strategy.exemplars' is -1"),
+        ("devices=phones", "config key 'devices' is|config key 'strategy.devices' is"),
+        ("strategy=fedavg", "config key 'tasks' is 'some'; allowed: set with strategy=continual"),
+        ("minimum=1000", "in task 0|task 0"),
+    ],
+)
+def test_bad_input_is_one_line(wrong: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises((ConfigError, FedimprError), match=message):
+        run_local(stream(tmp_path, "finetuning", wrong))
