@@ -122,7 +122,7 @@ def plan_course(
     present = attendance(len(stream.tasks), joins=_for_each("joins", joins, clients), behind=_for_each("behind", behind, clients))
     data, tasks = _in_order_of_arrival(data, stream.tasks)
     with _under("partition"):
-        dealing = {"attendance": present, "minimum": minimum, "seed": seed, "dataset": data.name}
+        dealing: dict[str, Any] = {"attendance": present, "minimum": minimum, "seed": seed, "dataset": data.name}
         shards = tuple(deal_task(recipe, data.train, task, **dealing) for task in tasks)
     counts = torch.tensor([shard.manifest["counts"] for shard in shards]).sum(0)
     own = shards[0].manifest
