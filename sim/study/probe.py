@@ -80,8 +80,8 @@ def parts(settings: Any) -> dict[str, float]:
     from fedimpr.ensemble import Ensemble
     from fedimpr.evaluation import evaluate
     from sim.config import construct
-    from sim.federation import build_model, check, dataset_of, device_of, partition_of, strategy_of, threads
-    from strategies import DataFree, Nobody
+    from sim.federation import build_model, check, course_of, dataset_of, device_of, partition_of, rounds_of, strategy_of, threads
+    from strategies import Continual, DataFree, Nobody
 
     begun = time.perf_counter()
     check(settings)
@@ -102,17 +102,20 @@ def parts(settings: Any) -> dict[str, float]:
             epochs += 1
         image = (time.perf_counter() - begun) / epochs / len(images)
     mean = sum(map(len, dealt.indices)) / len(dealt.indices)
-    found["clients"] = image * mean * training.epochs * cohort * settings.rounds
+    course = course_of(settings)
+    passes = settings.rounds if course is None else course.rounds  # over a client's images, which are those of all its tasks
+    found["clients"] = image * mean * training.epochs * cohort * passes
 
     strategy = strategy_of(settings, Nobody())
     methods = strategy.methods if isinstance(strategy, DataFree) else {}
+    rounds = rounds_of(settings)
     with threads(int(settings.runtime["threads"])):
         few = data.test.subset(slice(0, IMAGES))
         begun = time.perf_counter()
         evaluate(model.eval(), few)
         looked = (time.perf_counter() - begun) / len(few) * len(data.test)
         models = (cohort if settings.evaluate_clients else 0) + 1 + (cohort + len(methods) if methods else 0)
-        found["evaluation"] = looked * models * settings.rounds
+        found["evaluation"] = looked * models * rounds
 
         if methods:
             teacher = Ensemble([build_model(settings, place).eval().to(device) for place in range(cohort)]).to(device)
@@ -123,9 +126,16 @@ def parts(settings: Any) -> dict[str, float]:
                     method.synthesizer.synthesize(
                         teacher, method.mining.images, generator, shape=strategy.federation.shape, student=student.eval(), progress=pace
                     )
-                found[f"mining {name}"] = pace.seconds * settings.rounds
-            learning = _distilling(strategy, teacher, student, generator) * settings.rounds
+                found[f"mining {name}"] = pace.seconds * rounds
+            learning = _distilling(strategy, teacher, student, generator) * rounds
             found |= {f"distilling {name}": learning for name in methods}
+        if isinstance(strategy, Continual) and strategy.method is not None:
+            pace = Pace()
+            with suppress(Enough):
+                strategy.method.synthesizer.synthesize(
+                    model, strategy.method.mining.images, generator, shape=strategy.federation.shape, student=model, progress=pace
+                )
+            found[f"mining {strategy.name}"] = pace.seconds * len(strategy.course.tasks)
     if device.type == "cuda":
         torch.cuda.synchronize()
     return found
