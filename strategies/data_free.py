@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -28,7 +29,7 @@ from fedimpr.synthesis import Synthesizer
 from fedimpr.update import Update, average
 from strategies.cohort import collect, roll_call
 from strategies.federation import Federation, alike, instructions, loaded
-from strategies.keep import UPDATES, Part, Received
+from strategies.keep import UPDATES, Part, Received, answered, put_away, taken_out
 from strategies.plan import Ledger, planned
 from strategies.tensors import from_arrays, to_arrays
 from strategies.watch import Cost
@@ -60,6 +61,9 @@ class DataFree(Strategy):
             clients must consent to send.
         weightings_beside: others, whose ensembles are shown beside that one and teach nobody.
         minimum_updates: good updates below which a round fails; ``None``: as many as were asked.
+        updates_in_memory_mb: MB (millions of bytes) of models that a round's clients may hold in the server's memory, >= 0. Where they send
+            more, each goes to a file as it comes, the ensemble reads it from there, and members compute in turn. On a GPU they are all in
+            its memory.
         timeout: seconds to wait for the clients of a round.
     """
 
@@ -72,13 +76,17 @@ class DataFree(Strategy):
         weighting: Weighting,
         weightings_beside: tuple[Weighting, ...],
         minimum_updates: int | None,
+        updates_in_memory_mb: float,
         timeout: float,
     ) -> None:
+        if not updates_in_memory_mb >= 0:
+            raise ConfigError("strategy.updates_in_memory_mb", updates_in_memory_mb, "a number >= 0")
         if not methods:
             raise ConfigError("synthesis", "nothing", "one method or more, e.g. synthesis=[di,cmi]")
         self.federation, self.methods, self.distillation = federation, dict(methods), distillation
         federation.check_minimum(minimum_updates)
         self.weighting, self.minimum_updates, self.timeout = weighting, minimum_updates, timeout
+        self.updates_in_memory_mb = updates_in_memory_mb
         self.weightings_beside = [other for other in weightings_beside if other != weighting]
         self.banks = {name: Bank(method.mining.capacity) for name, method in methods.items()}
         self.nodes: list[int] = []  # in the order of places
@@ -108,7 +116,7 @@ class DataFree(Strategy):
         fed, watch = self.federation, self.federation.watch
         received = self._received(server_round, replies)
         updates = received.updates
-        members = [placed(loaded(fed.build(update.partition), update.weights), fed.device) for update in updates]
+        members = [placed(loaded(fed.build(update.partition), update.weights, shared=received.apart), fed.device) for update in updates]
         for update in updates:
             watch.update(server_round, update, self.plan.charge(update.partition, received.sent))
         bill = self.ledger.bill(sum(self.plan.down.values()), sum(received.sent.values()), self.plan.seconds)
@@ -120,7 +128,8 @@ class DataFree(Strategy):
 
         def ensemble_of(weighting: Weighting) -> Ensemble:
             start = time.monotonic()
-            ensemble = Ensemble(members, weights_of(updates, weighting)).to(fed.device)
+            batched = False if received.apart else None  # batching would make a copy of all members
+            ensemble = Ensemble(members, weights_of(updates, weighting), batched=batched).to(fed.device)
             watch.candidate(server_round, f"{weighting} ensemble", ensemble, Cost(time.monotonic() - start))
             return ensemble
 
@@ -138,20 +147,26 @@ class DataFree(Strategy):
             bad.append(error)
             fed.watch.excluded(error)
 
-        if fed.keep.holds(round, UPDATES):
-            kept = Received.from_state_dict(fed.keep.load(round, UPDATES))
+        if answered(fed.keep, round):
+            kept = Received.from_state_dict(fed.keep.load(round, UPDATES), partial(taken_out, fed.keep, round))
             for error in kept.excluded:
                 fed.watch.excluded(error)
             return kept
         sent: dict[int, int] = {}
+        expected = sum(size_of(fed.reference(partition)) for partitions in self.asked.values() for partition in partitions)
+        apart = expected > 1e6 * self.updates_in_memory_mb
         answers = collect(replies, self.asked, round, fed.reference, self.plan.minimum, excluded, left_out=self.plan.left_out)
         # They stay for the whole round, and the memory that they came in may be the runner's: Ray's object store, say.
         good = []
         for answer in answers:
             sent |= answer.sent
             for update in answer.updates:
-                good.append(replace(update, weights={name: tensor.clone() for name, tensor in update.weights.items()}))
-        received = Received(good, bad, time.monotonic() - self.started, sent)
+                if apart:
+                    weights = dict(put_away(fed.keep, round, update.partition, update.weights))
+                else:
+                    weights = {name: tensor.clone() for name, tensor in update.weights.items()}
+                good.append(replace(update, weights=weights))
+        received = Received(good, bad, time.monotonic() - self.started, sent, apart)
         fed.keep.save(round, UPDATES, received.state_dict())
         return received
 
