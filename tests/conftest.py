@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ |= {
     "OMP_NUM_THREADS": "1",
@@ -34,6 +37,37 @@ def pytest_configure(config: pytest.Config) -> None:
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     if "FEDIMPR_DATA" not in os.environ and beside.is_dir():
         os.environ["FEDIMPR_DATA"] = str(beside)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_pictures() -> Iterator[None]:
+    """Runs in this process write pictures of one pixel, since drawing takes a third of a tiny run. See :func:`real_pictures`."""
+    from PIL import Image
+
+    from sim import recorder
+    from sim.results import replace_file
+
+    content = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(content, "png")
+
+    def draw_partition(counts: object, class_names: object, path: Path, title: str) -> None:
+        replace_file(path, content.getvalue())
+
+    def draw_impressions(sheets: object, path: Path) -> None:
+        replace_file(path, content.getvalue())
+
+    drawing = SimpleNamespace(draw_partition=draw_partition, draw_impressions=draw_impressions)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recorder, "plots", drawing)
+        yield
+
+
+@pytest.fixture
+def real_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pictures of this test's runs are drawn; ``tests/sim/test_plots.py`` says what is on them."""
+    from sim import plots, recorder
+
+    monkeypatch.setattr(recorder, "plots", plots)
 
 
 @pytest.fixture(scope="session")
