@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 os.environ |= {
     "OMP_NUM_THREADS": "1",
@@ -40,11 +39,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def small_pictures() -> Iterator[None]:
-    """Runs in this process write pictures of one pixel, since drawing takes a third of a tiny run. See :func:`real_pictures`."""
+def drawing() -> Iterator[dict[str, Callable[..., None]]]:
+    """Runs in this process write pictures of one pixel, since drawing takes a third of a tiny run; the real functions by name."""
     from PIL import Image
 
-    from sim import recorder
+    from sim import plots
     from sim.results import replace_file
 
     content = io.BytesIO()
@@ -56,18 +55,18 @@ def small_pictures() -> Iterator[None]:
     def draw_impressions(sheets: object, path: Path) -> None:
         replace_file(path, content.getvalue())
 
-    drawing = SimpleNamespace(draw_partition=draw_partition, draw_impressions=draw_impressions)
+    real = {"draw_partition": plots.draw_partition, "draw_impressions": plots.draw_impressions}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recorder, "plots", drawing)
-        yield
+        patch.setattr(plots, "draw_partition", draw_partition)
+        patch.setattr(plots, "draw_impressions", draw_impressions)
+        yield real
 
 
 @pytest.fixture
-def real_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def real_pictures(drawing: dict[str, Callable[..., None]], monkeypatch: pytest.MonkeyPatch) -> None:
     """The pictures of this test's runs are drawn; ``tests/sim/test_plots.py`` says what is on them."""
-    from sim import plots, recorder
-
-    monkeypatch.setattr(recorder, "plots", plots)
+    for name, draw in drawing.items():
+        monkeypatch.setattr(f"sim.plots.{name}", draw)
 
 
 @pytest.fixture(scope="session")
