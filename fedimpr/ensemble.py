@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.utils.checkpoint import checkpoint
@@ -18,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from fedimpr.errors import FedimprError, TeacherError
 from fedimpr.models import Classifier, final_layer, rebuild
 from fedimpr.observation import Features, Observation, observe_module
+from fedimpr.states import write
 
 # Beyond this many members the activations of one gradient step are recomputed member by member in the backward pass, so that memory does
 # not grow with the number of clients.
@@ -139,10 +139,9 @@ class Ensemble(nn.Module):
             if not isinstance(member, Classifier):
                 raise FedimprError(f"member {index} is no fedimpr Classifier", stage="saving the ensemble", remedy="Use Ensemble.export.")
             specs.append(member.spec)
-        tensors = {key: value.contiguous() for key, value in self.state_dict().items()}
         metadata = {"format": "pt", "kind": "fedimpr.ensemble", "members": json.dumps(specs)}
         try:
-            Path(path).write_bytes(save(tensors, metadata))
+            write(path, self.state_dict(), metadata)
         except OSError as error:
             problem = f"cannot write {path}: {error.strerror or error}"
             raise FedimprError(problem, stage="saving the ensemble", remedy="Free some space.") from error

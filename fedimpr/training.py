@@ -46,6 +46,8 @@ class LocalTraining:
         batch_size: images per step; a last batch of a single image is left out, since batch norm cannot use it.
         lr: constant learning rate.
         momentum: in [0, 1).
+        momentum_kept: whether a client's next turn begins with the momentum that its last one ended with, instead of none. Its last one
+            began from other weights, of an earlier round.
         weight_decay: >= 0.
         clip: largest norm of a step's gradient.
         views: augmentation of the images.
@@ -55,6 +57,7 @@ class LocalTraining:
     batch_size: int
     lr: float
     momentum: float
+    momentum_kept: bool
     weight_decay: float
     clip: float
     views: Views
@@ -65,15 +68,35 @@ class LocalTraining:
                 raise ConfigError(key, getattr(self, key), "a number > 0")
         if not 0 <= self.momentum < 1:
             raise ConfigError("momentum", self.momentum, "a number in [0, 1)")
+        if self.momentum_kept and not self.momentum:
+            raise ConfigError("momentum_kept", True, "false without momentum")
 
-    def __call__(self, model: nn.Module, data: Images, generator: torch.Generator, lesson: Lesson = cross_entropy) -> dict[str, float]:
+    def __call__(
+        self,
+        model: nn.Module,
+        data: Images,
+        generator: torch.Generator,
+        lesson: Lesson = cross_entropy,
+        momentum: dict[str, Tensor] | None = None,
+    ) -> dict[str, float]:
         """Train ``model`` in place; return ``{"loss": mean over the last epoch, "accuracy": share of its views classified rightly}``.
+
+        Args:
+            model: any.
+            data: the client's images.
+            generator: the source of all randomness.
+            lesson: what a step learns.
+            momentum: that of the client's last turn, by the names of the parameters, on the CPU; empty before its first. It is replaced by
+                that of this turn. ``None``: there was none, and nobody asks for it.
 
         Raises:
             FedimprError: the loss is not finite.
         """
         device = device_of(model)
         sgd = torch.optim.SGD(model.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay)
+        named = dict(model.named_parameters())
+        for name, velocity in (momentum or {}).items():
+            sgd.state[named[name]]["momentum_buffer"] = velocity.to(device, copy=True)
         model.train()
         totals = torch.zeros(3, device=device)  # loss, hits, images of the present epoch
         with seeds.isolated(seeds.draw_seed(generator)):  # for models with dropout
@@ -94,4 +117,6 @@ class LocalTraining:
         loss_sum, hits_sum, seen = totals.tolist()
         if not loss_sum == loss_sum or loss_sum == float("inf"):
             raise FedimprError("the loss is not finite", stage="local training", value=loss_sum, remedy="Lower training.lr.")
+        if momentum is not None:
+            momentum |= {name: sgd.state[parameter]["momentum_buffer"].cpu() for name, parameter in named.items() if parameter in sgd.state}
         return {"loss": loss_sum / seen, "accuracy": hits_sum / seen}

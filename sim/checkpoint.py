@@ -3,8 +3,9 @@
 In the folder ``state/`` of the results:
 
 * ``round-00003.safetensors``: global weights and the strategy's state after round 3; the last two are kept.
-* ``round-00004/``: the parts of a round that is not over, see :class:`strategies.keep.Keep`: the updates of its clients, and one
-  file a student, finished or not. It goes when the round is over.
+* ``round-00004/``: the parts of a round that is not over, see :class:`strategies.keep.Keep`: the updates of its clients, in one file or,
+  where they are many, the weights in one file each, and one file a student, finished or not. It goes when the round is over.
+* ``clients/``: what clients keep from turn to turn, see :mod:`sim.client_states`.
 * ``lock``: held by the process that is at work.
 
 A file appears whole or not at all. One that is damaged all the same is passed over: without its state a student begins anew, from the
@@ -31,7 +32,7 @@ from fedimpr.errors import ConfigError, FedimprError
 from sim.config import DECIDE_NOTHING, Settings, flat
 from sim.federation import rounds_of
 from sim.locks import locked
-from strategies.keep import UPDATES
+from strategies.keep import answered
 from strategies.rounds import Resumable
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class States:
     def forget_parts(self, but: int) -> None:
         """Remove the parts of all rounds but one, and those of this one, too, if it has no whole updates, which all others rest on."""
         for folder in self.folder.glob("round-*/"):
-            if _number(folder) != but or not self.holds(but, UPDATES):
+            if _number(folder) != but or not answered(self, but):
                 shutil.rmtree(folder)
 
     def holds(self, round: int, part: str) -> bool:
@@ -88,6 +89,10 @@ class States:
     def load(self, round: int, part: str) -> Mapping[str, Tensor]:
         """What was saved last of the part; empty where there is nothing, or nothing whole."""
         return _read(self._part(round, part))
+
+    def mapped(self, round: int, part: str) -> Mapping[str, Tensor]:
+        """As :meth:`load`, but tensors are pages of the file; they stay readable when it is replaced or removed."""
+        return _read(self._part(round, part), apart=False)
 
     def due(self) -> bool:
         """Whether what was saved last, of any part, is ``save_seconds`` old."""
@@ -177,6 +182,8 @@ def _begin(states: States, source: States | None) -> None:
     try:
         for path in states.folder.glob("round-*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if (clients := states.folder / "clients").exists():
+            shutil.rmtree(clients)
         if source is not None:
             shutil.copytree(source.folder, states.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("lock"))
     except OSError as error:
@@ -200,11 +207,12 @@ def _number(path: Path) -> int:
     return int(path.stem.removeprefix("round-"))
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, apart from it; none where it is missing or damaged."""
+def _read(path: Path, *, apart: bool = True) -> dict[str, Tensor]:
+    """The tensors of a file, ``apart`` from it or mapped into memory; none where it is missing or damaged."""
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+            mapped = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+            return {name: tensor.clone() for name, tensor in mapped.items()} if apart else mapped
     except FileNotFoundError:
         return {}
     except (SafetensorError, OSError) as error:

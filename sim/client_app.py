@@ -10,17 +10,20 @@ from collections.abc import Iterable, Iterator
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from torch import Tensor
 
 from fedimpr import seeds
 from fedimpr.training import LocalTraining
 from fedimpr.update import Update
 from sim._flwr import CLIENT_APP_RAISED
+from sim.client_states import kept_in, record_of
 from sim.config import Settings, construct, from_json
 from sim.federation import build_model, device_of, reference_of, threads, warm_model
 from sim.grid import reason
 from sim.lessons import turn_of
 from strategies.federation import alike
 from strategies.records import Instruction, answer_to_record
+from strategies.tensors import to_arrays
 
 app = ClientApp()
 settings_of = functools.lru_cache(maxsize=1)(from_json)  # every client of a round is sent the same text
@@ -38,7 +41,8 @@ def train(message: Message, context: Context) -> Message:
     try:
         asked = Instruction.from_record(message.content)
         settings, reasons = settings_of(asked.settings), dict[int, str]()
-        updates = train_partitions(settings, hosted(settings, int(context.node_config["partition-id"]), asked.cohort), asked, reasons)
+        partitions = hosted(settings, int(context.node_config["partition-id"]), asked.cohort)
+        updates = train_partitions(settings, partitions, asked, reasons, context.state)
         return Message(answer_to_record(updates, reasons, sums=asked.sums), reply_to=message)
     except Exception as error:
         return Message(Error(CLIENT_APP_RAISED, reason(error)), reply_to=message)
@@ -49,11 +53,19 @@ def hosted(settings: Settings, place: int, cohort: Iterable[int]) -> list[int]:
     return [partition for partition in cohort if partition // settings.clients_per_node == place]
 
 
-def train_partitions(settings: Settings, partitions: Iterable[int], asked: Instruction, reasons: dict[int, str]) -> Iterator[Update]:
-    """Train one partition after another; why one cannot be trained, or its update cannot be used in a sum, goes to ``reasons``."""
+def train_partitions(
+    settings: Settings, partitions: Iterable[int], asked: Instruction, reasons: dict[int, str], state: RecordDict
+) -> Iterator[Update]:
+    """Train one partition after another; why one cannot be trained, or its update cannot be used in a sum, goes to ``reasons``.
+
+    What their training keeps is found in ``state``, and left there.
+    """
     for partition in partitions:
         try:
-            update = train_partition(settings, partition, asked)
+            kept = kept_in(state, partition)
+            update = train_partition(settings, partition, asked, kept)
+            if kept:
+                state[record_of(partition)] = to_arrays(kept)
             if asked.sums:
                 update.check(asked.weights)
             yield update
@@ -61,9 +73,10 @@ def train_partitions(settings: Settings, partitions: Iterable[int], asked: Instr
             reasons[partition] = reason(error)
 
 
-def train_partition(settings: Settings, partition: int, asked: Instruction) -> Update:
+def train_partition(settings: Settings, partition: int, asked: Instruction, kept: dict[str, Tensor] | None = None) -> Update:
     """Train a partition's model from the weights received, or from the seed's where its architecture is its own.
 
+    What its training keeps from turn to turn comes in ``kept``, and is replaced there by what it keeps now.
     One thread: then clients give the same weights one after another as side by side.
     """
     start = time.perf_counter()
@@ -75,8 +88,9 @@ def train_partition(settings: Settings, partition: int, asked: Instruction) -> U
         else:
             model = build_model(settings, partition, classes)
         model.to(device_of(settings))
-        generator = seeds.generator(settings.seed, "training", asked.round, partition)
-        metrics = _training(json.dumps(settings.training))(model, data, generator, lesson)
+        training, generator = _training(json.dumps(settings.training)), seeds.generator(settings.seed, "training", asked.round, partition)
+        momentum = kept if training.momentum_kept else None
+        metrics = training(model, data, generator, lesson, momentum=momentum)
     return Update(
         partition=partition,
         round=asked.round,

@@ -234,7 +234,9 @@ def check(settings: Settings) -> None:
     """
     if settings.evaluate_clients and settings.strategy.get("partial_sums"):
         raise ConfigError("evaluate_clients", True, "false with strategy.partial_sums=true: nobody sees a client's model then")
-    construct(settings.training, "training")
+    training = construct(settings.training, "training")
+    if settings.tasks is not None and training.momentum_kept:
+        raise ConfigError("training.momentum_kept", True, "false with tasks: the head grows, and what was kept of it does not")
     for partition in (None, *range(len(settings.client_models or ()))):
         build_model(settings, partition)
     tracking.check(settings.tracking)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfigValue
 from flwr.clientapp import ClientApp
@@ -16,9 +17,14 @@ from flwr.serverapp import Grid
 from fedimpr.errors import FedimprError
 from sim import _flwr
 
+if TYPE_CHECKING:  # it imports PyTorch, which workers do while the server does
+    from sim.client_states import ClientStates
+
 RUN_ID = 1
 SERVER_NODE = 1
 FIRST_NODE = 1000  # node FIRST_NODE + i has place i
+
+OUT_OF_MEMORY = "out of memory"  # how the reason of such an error begins
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +35,12 @@ class OwnGrid(Grid):
     Args:
         nodes: how many; place i has ``node_config`` ``{"partition-id": i, "num-partitions": nodes}``, as in Flower's simulation.
         run_config: what every client sees as ``context.run_config``.
+
+    Attributes:
+        states: where clients keep what outlives their turns; ``None``: in ``context.state``, which ends with the run.
     """
+
+    states: ClientStates | None = None
 
     def __init__(self, nodes: int, run_config: Mapping[str, UserConfigValue]) -> None:
         self._run = _flwr.join(RUN_ID, SERVER_NODE)
@@ -52,6 +63,19 @@ class OwnGrid(Grid):
     def get_node_ids(self) -> list[int]:
         """All nodes, in the order of their places."""
         return list(self._contexts)
+
+    def _bring(self, message: Message, state: RecordDict) -> None:
+        """Put what the clients have kept that a message asks into the state that they see."""
+        if self.states is not None:
+            self.states.bring(message, self._place(message), state)
+
+    def _take(self, message: Message, state: RecordDict) -> None:
+        """Take what they keep from now on out of it."""
+        if self.states is not None:
+            self.states.take(message, self._place(message), state)
+
+    def _place(self, message: Message) -> int:
+        return int(self._contexts[message.metadata.dst_node_id].node_config["partition-id"])
 
     def _numbered(self, messages: Iterable[Message]) -> dict[str, Message]:
         """Messages by the ids that they get here, in their order.
@@ -107,7 +131,14 @@ class LocalGrid(OwnGrid):
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Let the clients answer the messages with these ids, in this order; an id that is unknown or was pulled before is passed over."""
         waiting = [self._waiting.pop(i) for i in message_ids if i in self._waiting]
-        return [answer(self._client_app, message, self._contexts[message.metadata.dst_node_id]) for message in waiting]
+        return [self._answer(message) for message in waiting]
+
+    def _answer(self, message: Message) -> Message:
+        context = self._contexts[message.metadata.dst_node_id]
+        self._bring(message, context.state)
+        reply = answer(self._client_app, message, context)
+        self._take(message, context.state)
+        return reply
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send messages and return the replies in the same order.
@@ -172,6 +203,12 @@ def _own(record: Any) -> Any:
 
 
 def reason(error: BaseException) -> str:
-    """An exception in one line: its text, led by its type unless the text was written for people."""
+    """An exception in one line: its text, led by its type unless the text was written for people.
+
+    Of memory that was not to be had, Python, NumPy and PyTorch speak in three ways; here all are :data:`OUT_OF_MEMORY`, with the amount.
+    """
     text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        asked = re.search(r"allocate ([\d.]+ \w+)", text)
+        return f"{OUT_OF_MEMORY}: {asked[1]} more were not to be had" if asked else OUT_OF_MEMORY
     return text if isinstance(error, FedimprError) and text else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -94,7 +94,9 @@ def run_on_ray(settings: Settings) -> None:
         )
         with grid:
             from sim import server_app  # takes seconds, in which the workers come up
+            from sim.client_states import states_of
 
+            grid.states = states_of(settings)
             context = Context(run_id=RUN_ID, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config=run_config)
             server_app.app(grid, context)
 

@@ -12,13 +12,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError, OutOfMemoryError, RayError, RayTaskError
 
 from fedimpr.errors import FedimprError
-from sim.grid import reason
+from sim.grid import OUT_OF_MEMORY, reason
 
 LIVES = 2  # workers that a turn may take along before it is given up
 QUICK_SECONDS = 0.1  # turns shorter than this are dealt one ahead, so that a worker need not wait for its next
@@ -73,6 +74,7 @@ class Pool:
         self._waiting: deque[Turn] = deque()
         self._latest: float | None = None  # seconds of the last turn that was answered
         self._failed_starts = 0
+        self._killed = killed_for_memory()
         self._workers = [_Worker(start()) for _ in range(workers)]
 
     def add(self, turns: Iterable[Turn]) -> None:
@@ -136,9 +138,12 @@ class Pool:
             with one_line():
                 said = ray.get(worker.awaited)
         except RayError as error:
-            # What a worker raises itself leaves it alive, unless it could not fetch what it was sent: that went with another node.
+            # What a worker raises itself leaves it alive, unless it could not fetch what it was sent: that went with another node. One that
+            # ran out of memory is alive as well, but a fresh process may have more to begin with.
+            if isinstance(error, RayTaskError) and isinstance(error.cause, MemoryError):
+                return self._lose(worker, str(error.cause))
             if not isinstance(error, RayTaskError) or isinstance(error, ObjectLostError):
-                return self._lose(worker, cause(error))
+                return self._lose(worker, self._blamed(cause(error)))
             said, worker.turns[0][0].failure = (None, None), reason(error.cause)
         worker.since = time.monotonic()
         if worker.asked is not None:
@@ -148,6 +153,11 @@ class Pool:
         turn.seconds, turn.result = said
         self._latest = turn.seconds
         return [turn]
+
+    def _blamed(self, why: str) -> str:
+        """Why a worker died, with the kernel's part in it: of a process that was killed for its memory nobody else says so."""
+        before, self._killed = self._killed, killed_for_memory()
+        return f"{OUT_OF_MEMORY}: the kernel has killed a process of this machine for it ({why})" if self._killed > before else why
 
     def _doubt(self, worker: _Worker) -> list[Turn]:
         """Give up a worker that has been silent for too long."""
@@ -236,6 +246,14 @@ def one_line() -> Iterator[None]:
         if error.__cause__ is None:
             raise
         raise error.__cause__ from None
+
+
+def killed_for_memory() -> int:
+    """How many processes the kernel of this machine has ever killed to get memory back; 0 where it does not say."""
+    with suppress(OSError):
+        if found := re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE):
+            return int(found[1])
+    return 0
 
 
 def cause(error: BaseException) -> str:

@@ -13,14 +13,15 @@ from types import TracebackType
 from typing import Any
 
 import ray
-from flwr.app import Context, Error, Message, RecordDict, UserConfigValue
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict, UserConfigValue
 
 from fedimpr.errors import FedimprError
 from sim import _flwr
-from sim.grid import OwnGrid, answer, make_contexts
+from sim.grid import OUT_OF_MEMORY, OwnGrid, answer, make_contexts
 from sim.pool import Pool, Turn, one_line
 
 PULL_SECONDS = 1.0  # that a pull waits for the first reply: who asks again and again loses no time in between, and is not kept long
+REASONS = "failed"  # strategies.records.REASONS, whose module imports PyTorch
 KEPT = 4  # contents that a worker remembers; a round has two, with and without weights
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -67,7 +68,10 @@ class Worker:
         context.state = state or RecordDict()
         start = time.perf_counter()
         reply = answer(self._app, message, context)
-        return time.perf_counter() - start, (reply, context.state or None)
+        left, context.state = context.state, RecordDict()  # it goes along: a worker keeps nothing of a client
+        if why := _ran_out(reply):
+            raise MemoryError(why)  # the pool replaces a process that is at its limit
+        return time.perf_counter() - start, (reply, left or None)
 
     def _content(self, reference: Any) -> RecordDict:
         if reference.binary() not in self._contents:
@@ -75,6 +79,16 @@ class Worker:
             if len(self._contents) > KEPT:
                 self._contents.popitem(last=False)
         return self._contents[reference.binary()]
+
+
+def _ran_out(reply: Message) -> str | None:
+    """That a node ran out of memory, where none of its clients has an update."""
+    if reply.has_error():
+        reasons = [reply.error.reason or ""]
+    else:
+        content = reply.content
+        reasons = [] if content.metric_records else list(map(str, content.config_records.get(REASONS, ConfigRecord()).values()))
+    return next((one for one in reasons if one.startswith(OUT_OF_MEMORY)), None)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -190,7 +204,9 @@ class RayGrid(OwnGrid):
                 if letter.shared:
                     bare.content = RecordDict()
                 predicted = self._seconds.get((node, bare.metadata.message_type))
-                letter.turn = Turn(arguments=(bare, letter.shared, self._contexts[node].state or None), predicted=predicted)
+                state = RecordDict(dict(self._contexts[node].state))
+                self._bring(letter.message, state)
+                letter.turn = Turn(arguments=(bare, letter.shared, state or None), predicted=predicted)
                 self._letters[letter.turn] = letter
                 turns.append(letter.turn)
         if turns:
@@ -207,6 +223,7 @@ class RayGrid(OwnGrid):
             if turn.failure is None:
                 reply, state = turn.result
                 self._contexts[metadata.dst_node_id].state = state or RecordDict()
+                self._take(letter.message, self._contexts[metadata.dst_node_id].state)
                 self._seconds[metadata.dst_node_id, metadata.message_type] = turn.seconds or 0.0
             else:
                 reply = Message(Error(_flwr.CLIENT_APP_RAISED, turn.failure), reply_to=letter.message)

@@ -7,6 +7,7 @@ import json
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedimpr.errors import ConfigError
 from fedimpr.states import under
 from sim.checkpoint import opened
 from sim.config import Settings, composed, from_json, placed
@@ -27,6 +28,9 @@ def main(grid: Grid, context: Context) -> None:
 def run(settings: Settings, grid: Grid) -> None:
     """Run a federation on a grid. Whatever ends it, the result folder says so and holds all that was finished."""
     check(settings)
+    if settings.resume is not None and settings.training.get("momentum_kept") and getattr(grid, "states", None) is None:
+        allowed = "null with training.momentum_kept=true on this runner: Flower's own engine forgets what clients kept when a run ends"
+        raise ConfigError("resume", settings.resume, allowed)
     # Before the recorder touches the folder: what cannot be resumed stays as it is.
     with opened(settings) as (states, done, state), Recorder(settings, done) as recorder, threads(int(settings.runtime["threads"])):
         strategy = strategy_of(settings, recorder, states)

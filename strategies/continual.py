@@ -8,6 +8,7 @@ or by the server after the last round of a task. What keeps a model from forgett
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Iterable, Mapping
 from typing import Literal
@@ -118,7 +119,7 @@ class Continual(Strategy):
             UpdateError: too few good updates.
         """
         fed, step = self.federation, self.course.step(server_round)
-        received = receive(fed, replies, self.plan, server_round, self.started, lambda _: self.sent)
+        received = receive(fed, replies, self.plan, server_round, self.started, lambda _: self.sent, in_memory_mb=math.inf)
         for update in received.updates:
             fed.watch.update(server_round, update, self.plan.charge(update.partition, received.sent))
         bill = self.ledger.bill(sum(self.plan.down.values()), sum(received.sent.values()), self.plan.seconds)

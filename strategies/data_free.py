@@ -61,6 +61,9 @@ class DataFree(Strategy):
             clients must consent to send.
         weightings_beside: others, whose ensembles are shown beside that one and teach nobody.
         minimum_updates: good updates below which a round fails; ``None``: as many as were asked.
+        updates_in_memory_mb: MB (millions of bytes) of models that a round's clients may hold in the server's memory, >= 0. Where they send
+            more, each goes to a file as it comes, the ensemble reads it from there, and members compute in turn. On a GPU they are all in
+            its memory.
         timeout: seconds to wait for the clients of a round.
     """
 
@@ -73,13 +76,17 @@ class DataFree(Strategy):
         weighting: Weighting,
         weightings_beside: tuple[Weighting, ...],
         minimum_updates: int | None,
+        updates_in_memory_mb: float,
         timeout: float,
     ) -> None:
+        if not updates_in_memory_mb >= 0:
+            raise ConfigError("strategy.updates_in_memory_mb", updates_in_memory_mb, "a number >= 0")
         if not methods:
             raise ConfigError("synthesis", "nothing", "one method or more, e.g. synthesis=[di,cmi]")
         self.federation, self.methods, self.distillation = federation, dict(methods), distillation
         federation.check_minimum(minimum_updates)
         self.weighting, self.minimum_updates, self.timeout = weighting, minimum_updates, timeout
+        self.updates_in_memory_mb = updates_in_memory_mb
         self.weightings_beside = [other for other in weightings_beside if other != weighting]
         self.banks = {name: Bank(method.mining.capacity) for name, method in methods.items()}
         self.nodes: list[int] = []  # in the order of places
@@ -107,9 +114,9 @@ class DataFree(Strategy):
             UpdateError: too few good updates.
         """
         fed, watch = self.federation, self.federation.watch
-        received = receive(fed, replies, self.plan, server_round, self.started, fed.reference)
+        received = receive(fed, replies, self.plan, server_round, self.started, fed.reference, in_memory_mb=self.updates_in_memory_mb)
         updates = received.updates
-        members = [placed(loaded(fed.build(update.partition), update.weights), fed.device) for update in updates]
+        members = [placed(loaded(fed.build(update.partition), update.weights, shared=received.apart), fed.device) for update in updates]
         for update in updates:
             watch.update(server_round, update, self.plan.charge(update.partition, received.sent))
         bill = self.ledger.bill(sum(self.plan.down.values()), sum(received.sent.values()), self.plan.seconds)
@@ -121,7 +128,8 @@ class DataFree(Strategy):
 
         def ensemble_of(weighting: Weighting) -> Ensemble:
             start = time.monotonic()
-            ensemble = Ensemble(members, weights_of(updates, weighting)).to(fed.device)
+            batched = False if received.apart else None  # batching would make a copy of all members
+            ensemble = Ensemble(members, weights_of(updates, weighting), batched=batched).to(fed.device)
             watch.candidate(server_round, f"{weighting} ensemble", ensemble, Cost(time.monotonic() - start))
             return ensemble
 

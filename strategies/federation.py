@@ -69,9 +69,9 @@ class Federation:
             raise ConfigError("strategy.minimum_updates", updates, f"null or an integer in [1, {self.most}], the clients of a round")
 
 
-def loaded(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """The model with these weights, in eval mode."""
-    model.load_state_dict(dict(weights))
+def loaded(model: nn.Module, weights: Mapping[str, Tensor], *, shared: bool = False) -> nn.Module:
+    """The model with these weights, or, where they are ``shared``, with these very tensors; in eval mode."""
+    model.load_state_dict(dict(weights), assign=shared)
     return model.eval()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +13,11 @@ from fedimpr.states import from_note, to_note, under
 from fedimpr.update import Update
 
 UPDATES = "updates"  # the part of a round that is kept first
+
+
+def weights_part(partition: int) -> str:
+    """The part with one client's weights, where those of all together are more than memory shall hold."""
+    return f"weights {partition}"
 
 
 class Keep(Protocol):
@@ -26,6 +31,9 @@ class Keep(Protocol):
 
     def load(self, round: int, part: str) -> Mapping[str, Tensor]:
         """What was saved last of the part; empty where there is nothing."""
+
+    def mapped(self, round: int, part: str) -> Mapping[str, Tensor]:
+        """As :meth:`load`, but tensors take no memory: they are read where they are kept, page by page, and not to be written to."""
 
     def due(self) -> bool:
         """Whether what was saved last, of any part, is old enough."""
@@ -42,6 +50,10 @@ class Nowhere:
         return False
 
     def load(self, round: int, part: str) -> Mapping[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def mapped(self, round: int, part: str) -> Mapping[str, Tensor]:
         """Nothing."""
         return {}
 
@@ -89,38 +101,66 @@ class Received:
         excluded: why the others were left out.
         seconds: from the round's start to the last answer.
         sent: bytes of the tensors that came, by partition; see :class:`strategies.records.Answer`.
+        apart: whether each update's weights are kept as a part of their own, see :func:`put_away`.
     """
 
     updates: Sequence[Update]
     excluded: Sequence[UpdateError]
     seconds: float
     sent: Mapping[int, int]
+    apart: bool = False
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All of it as tensors: everything but weights and label counts as JSON in bytes."""
+        """All of it as tensors, but for weights that are kept apart: what is no tensor is JSON in bytes."""
         state: dict[str, Tensor] = {}
         facts = []
         for update in self.updates:
-            state |= {f"{update.partition}/weights/{name}": tensor for name, tensor in update.weights.items()}
+            if not self.apart:
+                state |= {f"{update.partition}/weights/{name}": tensor for name, tensor in update.weights.items()}
             if update.label_counts is not None:
                 state[f"{update.partition}/label_counts"] = update.label_counts
             facts.append({key: getattr(update, key) for key in ("partition", "round", "examples", "metrics")})
         told = {"excluded": [_told(error) for error in self.excluded], "seconds": self.seconds, "sent": list(self.sent.items())}
-        return {**state, "note": to_note({"updates": facts, **told})}
+        return {**state, "note": to_note({"updates": facts, "apart": self.apart, **told})}
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor]) -> Received:
-        """What :meth:`state_dict` gave."""
+    def from_state_dict(cls, state: Mapping[str, Tensor], apart: Callable[[int], Mapping[str, Tensor]] | None = None) -> Received:
+        """What :meth:`state_dict` gave; ``apart`` gives the weights of a partition that were kept apart."""
         note = from_note(state["note"])
         updates = [
             Update(
                 **facts,
-                weights=under(state, f"{facts['partition']}/weights/"),
+                weights=dict(apart(facts["partition"])) if note["apart"] and apart else under(state, f"{facts['partition']}/weights/"),
                 label_counts=state.get(f"{facts['partition']}/label_counts"),
             )
             for facts in note["updates"]
         ]
-        return cls(updates, [UpdateError(**told) for told in note["excluded"]], note["seconds"], dict(note["sent"]))
+        return cls(updates, [UpdateError(**told) for told in note["excluded"]], note["seconds"], dict(note["sent"]), note["apart"])
+
+
+def answered(keep: Keep, round: int) -> bool:
+    """Whether all that a round's clients answered is there, and whole: :data:`UPDATES`, and the weights that are kept apart from it."""
+    if not keep.holds(round, UPDATES):
+        return False
+    note = from_note(keep.mapped(round, UPDATES)["note"])
+    return not note["apart"] or all(keep.holds(round, weights_part(facts["partition"])) for facts in note["updates"])
+
+
+def put_away(keep: Keep, round: int, partition: int, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Keep a client's weights as a part of their own, and return them as :func:`taken_out` does; copied, where nothing is kept.
+
+    Those of convolutions lie there with the channels last. So a model that computes with them in that layout
+    (:func:`fedimpr.devices.placed`) takes them over as they are, without a copy in memory.
+    """
+    laid = {name: tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor for name, tensor in weights.items()}
+    keep.save(round, weights_part(partition), laid)
+    return taken_out(keep, round, partition) or {name: tensor.clone() for name, tensor in weights.items()}
+
+
+def taken_out(keep: Keep, round: int, partition: int) -> Mapping[str, Tensor]:
+    """What was :func:`put_away`, as :meth:`Keep.mapped` gives it; empty where nothing is kept."""
+    laid = keep.mapped(round, weights_part(partition))
+    return {name: tensor.permute(0, 3, 1, 2) if tensor.dim() == 4 else tensor for name, tensor in laid.items()}
 
 
 def _told(error: UpdateError) -> dict[str, object]:

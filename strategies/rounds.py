@@ -13,7 +13,7 @@ from strategies.continual import Continual
 from strategies.data_free import DataFree
 from strategies.fedavg import FedAvg
 from strategies.fedbuff import FedBuff
-from strategies.keep import UPDATES
+from strategies.keep import answered
 from strategies.tensors import from_arrays, to_arrays
 
 Resumable = Continual | DataFree | FedAvg | FedBuff
@@ -48,7 +48,7 @@ def run_rounds(
         arrays = to_arrays(weights)
         messages = list(strategy.configure_train(round, arrays, ConfigRecord(), grid))
         # Nobody is asked twice: a run that was stopped after its clients had answered has kept their updates.
-        if strategy.federation.keep.holds(round, UPDATES):
+        if answered(strategy.federation.keep, round):
             replies: Iterator[Message] = iter(())
         else:
             clients = list(map(len, strategy.asked.values()))

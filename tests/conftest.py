@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ |= {
@@ -34,6 +36,37 @@ def pytest_configure(config: pytest.Config) -> None:
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     if "FEDIMPR_DATA" not in os.environ and beside.is_dir():
         os.environ["FEDIMPR_DATA"] = str(beside)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def drawing() -> Iterator[dict[str, Callable[..., None]]]:
+    """Runs in this process write pictures of one pixel, since drawing takes a third of a tiny run; the real functions by name."""
+    from PIL import Image
+
+    from sim import plots
+    from sim.results import replace_file
+
+    content = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(content, "png")
+
+    def draw_partition(counts: object, class_names: object, path: Path, title: str) -> None:
+        replace_file(path, content.getvalue())
+
+    def draw_impressions(sheets: object, path: Path) -> None:
+        replace_file(path, content.getvalue())
+
+    real = {"draw_partition": plots.draw_partition, "draw_impressions": plots.draw_impressions}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "draw_partition", draw_partition)
+        patch.setattr(plots, "draw_impressions", draw_impressions)
+        yield real
+
+
+@pytest.fixture
+def real_pictures(drawing: dict[str, Callable[..., None]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pictures of this test's runs are drawn; ``tests/sim/test_plots.py`` says what is on them."""
+    for name, draw in drawing.items():
+        monkeypatch.setattr(f"sim.plots.{name}", draw)
 
 
 @pytest.fixture(scope="session")

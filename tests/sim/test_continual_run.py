@@ -70,7 +70,10 @@ def test_stopped_inside_a_task_it_goes_on_to_the_same_weights(
 
 
 def test_the_server_may_replay_and_late_and_slow_clients_take_part(tmp_path: Path) -> None:
-    server = ("epochs: 1, batch_size: 8, lr: 0.01, momentum: 0.9, weight_decay: 0.0, clip: 10.0", "views: ${training.views}")
+    server = (
+        "epochs: 1, batch_size: 8, lr: 0.01, momentum: 0.9, momentum_kept: false, weight_decay: 0.0, clip: 10.0",
+        "views: ${training.views}",
+    )
     consolidation = "{_target_: fedimpr.training.LocalTraining, " + ", ".join(server) + "}"
     settings = stream(
         tmp_path / "run",
@@ -168,6 +171,7 @@ def test_memory_is_bounded_over_a_hundred_tasks(tmp_path: Path) -> None:
         ("strategy.exemplars=-1", "config key 'strategy.exemplars' is -1"),
         ("devices=phones", "config key 'devices' is|config key 'strategy.devices' is"),
         ("strategy=fedavg", "config key 'tasks' is 'some'; allowed: set with strategy=continual"),
+        ("training.momentum_kept=true", "config key 'training.momentum_kept' is True; allowed: false with tasks"),
         ("minimum=1000", "in task 0|task 0"),
     ],
 )

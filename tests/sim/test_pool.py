@@ -235,6 +235,36 @@ def test_what_a_worker_raises_is_the_turns_failure_and_costs_no_worker(actors: l
     assert not actors[0].killed and turn.losses == []
 
 
+def test_a_worker_that_ran_out_of_memory_is_replaced_and_a_fresh_one_tries_again_once(actors: list[Actor]) -> None:
+    work = started(actors, 1)
+    bad, good = turns("xa", predicted=0.01)
+    work.add([bad, good])
+    for actor in (0, 1):
+        actors[actor].turns.popleft()[1].answer(RayTaskError("turn", "a traceback", MemoryError("out of memory: 16.0 GiB more")))
+        ended = work.finished(0.0)
+        work.finished(0.0)
+    assert actors[0].killed and actors[1].killed and ended == [bad]
+    assert bad.failure == "the worker died twice: out of memory: 16.0 GiB more"
+    assert good.losses == [] and actors[2].held == ["a"]
+
+
+def test_a_worker_that_the_kernel_killed_for_memory_is_told_from_others(actors: list[Actor], monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = [7]
+    monkeypatch.setattr(pool, "killed_for_memory", lambda: killed[0])
+    work = started(actors, 1)
+    (turn,) = turns("a")
+    work.add([turn])
+    actors[0].die()
+    work.finished(0.0), work.finished(0.0)
+    killed[0] += 1
+    actors[1].die()
+    assert work.finished(0.0) == [turn]
+    assert turn.failure == (
+        "the worker died twice: Worker exits with an exit code 3 and then: "
+        "out of memory: the kernel has killed a process of this machine for it (Worker exits with an exit code 3)"
+    )
+
+
 def test_a_reply_that_was_lost_with_its_node_is_made_again(actors: list[Actor]) -> None:
     work = started(actors, 1)
     (turn,) = turns("a")

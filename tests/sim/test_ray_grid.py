@@ -231,7 +231,7 @@ class TestWithRay:
             server_app.run(settings, target)
         return settings
 
-    @pytest.mark.parametrize("how", ["killed", "leaves", "hangs"])
+    @pytest.mark.parametrize("how", ["killed", "leaves", "hangs", pytest.param("out of memory", marks=linux)])
     def test_a_lost_worker_does_not_change_the_weights(
         self, started: None, tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -246,6 +246,19 @@ class TestWithRay:
         (reason,) = json.loads((tmp_path / "run/run.json").read_text())["excluded"]
         assert reason.startswith("client 1, round 1, local training: the client failed: the worker died twice: Worker unexpectedly exits")
         assert "\n" not in reason
+
+    @linux
+    def test_a_client_that_runs_out_of_memory_is_named_its_worker_replaced_and_the_others_go_on(
+        self, started: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It asks for 4 GiB where its process may have 2, on two workers one after another."""
+        self.trouble(tmp_path, "always out of memory", "strategy.minimum_updates=2")
+        (reason,) = json.loads((tmp_path / "run/run.json").read_text())["excluded"]
+        assert reason.startswith(
+            "client 1, round 1, local training: the client failed: the worker died twice: out of memory: 4294967296 bytes more"
+        )
+        assert caplog.text.count("a worker is lost and replaced: out of memory") == 2
+        assert [row["clients"] for row in json.loads((tmp_path / "run/summary.json").read_text())] == [2, 2]
 
     @pytest.mark.parametrize(("how", "told"), [("always killed", "the worker died twice"), ("raises", "OSError: the disk is full")])
     def test_below_the_minimum_the_run_stops_and_says_why(self, started: None, tmp_path: Path, how: str, told: str) -> None:

@@ -38,7 +38,7 @@ def read(folder: Path, name: str):
     return json.loads((folder / name).read_text())
 
 
-def test_the_result_folder_holds_everything(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_result_folder_holds_everything(tmp_path: Path, capsys: pytest.CaptureFixture, real_pictures: None) -> None:
     settings = tiny(tmp_path, methods=["cmi", "di"])
     run_local(settings)
     rows = read(tmp_path, "summary.json")
@@ -64,7 +64,7 @@ def test_the_result_folder_holds_everything(tmp_path: Path, capsys: pytest.Captu
     assert {"client", "candidate", "mined"} <= {line["stage"] for line in metrics}
     assert [{key: line[key] for key in MEASURES} for line in metrics if line["stage"] == "mined"] == [row["transfer"] for row in rows[3:]]
     for name in ("impressions.png", "partition.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG") and (tmp_path / name).stat().st_size > 10_000
     assert "data:image/png;base64" in (tmp_path / "report.html").read_text()
     shown = capsys.readouterr().out
     assert "student by DI" in shown and str(tmp_path) in shown
@@ -236,7 +236,7 @@ def misbehaving(partition: int, how: str) -> ClientApp:
         if how == "raises":
             raise OSError("the disk is full")
         asked = Instruction.from_record(message.content)
-        update = client_app.train_partition(client_app.from_json(asked.settings), partition, asked.round, asked.weights)
+        update = client_app.train_partition(client_app.from_json(asked.settings), partition, asked)
         name = next(iter(update.weights))
         if how == "nan":
             update.weights[name].view(-1)[0] = math.nan

@@ -88,7 +88,7 @@ def events(folder: Path) -> Any:
     return found.Reload()
 
 
-def test_tensorboard_has_every_number_the_pictures_and_the_settings(tmp_path: Path) -> None:
+def test_tensorboard_has_every_number_the_pictures_and_the_settings(tmp_path: Path, real_pictures: None) -> None:
     folder = ran(tmp_path, ["tensorboard"], "rounds=2")
     found = events(folder)
     told = {tag: sorted((event.step, event.value) for event in found.Scalars(tag)) for tag in found.Tags()["scalars"]}

@@ -17,6 +17,7 @@ from sim.config import Settings
 from sim.grid import LocalGrid
 from sim.local import run_local
 from sim.results import read_metrics
+from strategies.records import Instruction
 from tests.sim.tiny import tiny
 
 # LeNet-5 for 8x8 pixels, which a padded convolution and a pool make 4x4 and then 2x2: kernels or units times inputs and a bias.
@@ -116,10 +117,10 @@ def test_totals_go_on_in_another_folder(tmp_path: Path, strategy: str, monkeypat
     run_local(tiny(tmp_path / "straight", *asked, methods=["di"]))
     train = client_app.train_partition
 
-    def stops(settings: Settings, partition: int, round: int, *rest: object) -> Update:
-        if round == 2:
+    def stops(settings: Settings, partition: int, asked: Instruction, *rest: object) -> Update:
+        if asked.round == 2:
             raise KeyboardInterrupt
-        return train(settings, partition, round, *rest)  # type: ignore[arg-type]
+        return train(settings, partition, asked, *rest)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(client_app, "train_partition", stops)

@@ -23,6 +23,7 @@ from sim.config import CONFIGS, Settings
 from sim.federation import build_model, fleet_of, partition_of
 from sim.local import run_local
 from sim.results import read_metrics
+from strategies.records import Instruction
 from strategies.schedule import steps
 from tests.sim import tiny as small
 from tests.sim.tiny import assert_same
@@ -62,9 +63,9 @@ def test_the_same_seed_has_the_same_stragglers_however_many_clients_a_node_hosts
 def test_who_is_late_or_drops_out_is_not_trained_and_its_download_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train, trained = client_app.train_partition, list[tuple[int, int]]()
 
-    def counting(settings: Settings, partition: int, round: int, *rest: object) -> Update:
-        trained.append((round, partition))
-        return train(settings, partition, round, *rest)  # type: ignore[arg-type]
+    def counting(settings: Settings, partition: int, asked: Instruction, *rest: object) -> Update:
+        trained.append((asked.round, partition))
+        return train(settings, partition, asked, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(client_app, "train_partition", counting)
     settings = tiny(tmp_path, *SYNCHRONOUS)
@@ -141,7 +142,7 @@ def test_fedbuff_is_algorithm_1_of_its_paper(tmp_path: Path, staleness: str) -> 
         total = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in versions[0].items()}
         for flight in step.arrived:
             sent, age = versions[flight.version], made - flight.version
-            back = client_app.train_partition(settings, flight.partition, made + 1, sent).weights
+            back = client_app.train_partition(settings, flight.partition, asked(made + 1, sent)).weights
             for name in total:
                 total[name] += (back[name].double() - sent[name].double()) * (1 / math.sqrt(1 + age) if staleness == "square_root" else 1)
             ages.append(age)
@@ -150,12 +151,16 @@ def test_fedbuff_is_algorithm_1_of_its_paper(tmp_path: Path, staleness: str) -> 
     assert sorted(line["staleness"] for line in told(tmp_path, "client")) == sorted(ages) and max(ages) > 0
 
 
+def asked(round: int, weights: dict[str, torch.Tensor]) -> Instruction:
+    return Instruction(weights=weights, round=round, settings="", cohort=[], sums=False)
+
+
 def test_fedbuff_that_waits_for_all_is_federated_averaging_with_uniform_weights(tmp_path: Path) -> None:
     settings = tiny(tmp_path, "strategy=fedbuff", "strategy.buffer=3", "devices=uniform", "rounds=2")
     run_local(settings)
     weights = build_model(settings, None).state_dict()
     for round in (1, 2):
-        updates = [client_app.train_partition(settings, partition, round, weights) for partition in range(3)]
+        updates = [client_app.train_partition(settings, partition, asked(round, weights)) for partition in range(3)]
         weights = average(replace(update, examples=1) for update in updates)
     torch.testing.assert_close(load_file(tmp_path / "fedbuff.safetensors"), weights, rtol=1e-6, atol=1e-7)
     assert all(line["staleness"] == 0 for line in told(tmp_path, "client"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +21,20 @@ METHODS = sorted(path.stem for path in (CONFIGS / "synthesis").glob("*.yaml"))
 
 def overrides(*more: str, methods: list[str] = METHODS) -> list[str]:
     """A federation of three clients on digits, with methods shrunk whatever they are."""
+    base = [
+        "clients=3",
+        "dataset.shape=[1,8,8]",
+        "dataset.resize=false",
+        "training.epochs=1",
+        "distillation.steps=4",
+        "distillation.batch_size=8",
+    ]
+    return [f"synthesis=[{','.join(methods)}]", *base, *shrunk(tuple(methods)), *more]
+
+
+@functools.cache
+def shrunk(methods: tuple[str, ...]) -> list[str]:
+    """What brings methods down."""
     found = composed([f"synthesis=[{','.join(methods)}]"]).synthesis
     small = [
         f"synthesis.{name}.synthesizer.{key}={value}"
@@ -31,20 +47,20 @@ def overrides(*more: str, methods: list[str] = METHODS) -> list[str]:
         for name, node in found.items()
         for key, value in (("images", 24), ("before", min(8, node["mining"]["before"])), ("portions", 2), ("capacity", 30))
     ]
-    base = [
-        "clients=3",
-        "dataset.shape=[1,8,8]",
-        "dataset.resize=false",
-        "training.epochs=1",
-        "distillation.steps=4",
-        "distillation.batch_size=8",
-    ]
-    return [f"synthesis=[{','.join(methods)}]", *base, *small, *portions, *more]
+    return [*small, *portions]
 
 
 def tiny(output: Path, *more: str, methods: list[str] = METHODS) -> Settings:
     """:func:`overrides` composed, into a result folder."""
-    return composed(overrides(f"output='{output}'", *more, methods=methods))
+    resume = next((one.removeprefix("resume=").strip("'") for one in more if one.startswith("resume=")), None)
+    asked = tuple(one for one in more if not one.startswith("resume="))
+    return replace(once_composed(asked, tuple(methods)), output=str(output), resume=resume)
+
+
+@functools.cache
+def once_composed(more: tuple[str, ...], methods: tuple[str, ...]) -> Settings:
+    """Composing takes longer than running, and nobody changes what comes out."""
+    return composed(overrides(*more, methods=list(methods)))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

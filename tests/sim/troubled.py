@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from pathlib import Path
 
+import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -46,7 +48,7 @@ def sleep(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Partition 1 gets its worker into the trouble that the run config names: once, or each time."""
     how, flag = str(context.run_config["how"]), Path(str(context.run_config["flag"]))
-    if context.node_config["partition-id"] == 1 and (not flag.exists() or how == "always killed"):
+    if context.node_config["partition-id"] == 1 and (not flag.exists() or how.startswith("always")):
         flag.touch()
         if how in ("killed", "always killed"):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -54,6 +56,9 @@ def train(message: Message, context: Context) -> Message:
             os._exit(3)
         elif how == "hangs":
             time.sleep(600)
+        elif how.endswith("out of memory"):
+            resource.setrlimit(resource.RLIMIT_DATA, (2**31, resource.RLIM_INFINITY))
+            torch.ones(2**30)  # 4 GiB
         elif how == "raises":
             raise OSError("the disk is full")
     return client_app.train(message, context)
