@@ -21,6 +21,7 @@ from fedimpr.errors import ConfigError, FedimprError
 from sim import checkpoint
 from sim.checkpoint import States, opened
 from sim.config import Settings
+from strategies.keep import Received
 from tests.sim.tiny import tiny
 
 STRATEGY = SimpleNamespace(state_dict=lambda: {"di/bank/labels": torch.tensor([1, 2])})
@@ -33,6 +34,11 @@ def states(tmp_path: Path) -> States:
 
 def weights(value: float) -> dict[str, Tensor]:
     return {"w": torch.full((3,), value)}
+
+
+def answers(value: float) -> dict[str, Tensor]:
+    """What was answered, by nobody, beside something to tell it by."""
+    return {**weights(value), **Received([], [], 0.0, {}).state_dict()}
 
 
 def files(states: States) -> list[str]:
@@ -53,7 +59,7 @@ def test_without_a_state_it_is_round_0(states: States) -> None:
 
 def test_parts_replace_themselves_and_go_when_their_round_is_over(states: States) -> None:
     for value in (1.0, 2.0):
-        states.save(1, "updates", weights(value))
+        states.save(1, "updates", answers(value))
         states.save(1, "student by di", weights(value))
     assert files(states) == ["round-00001/student-by-di.safetensors", "round-00001/updates.safetensors"]
     assert torch.equal(states.load(1, "student by di")["w"], weights(2)["w"]) and states.holds(1, "updates")
@@ -69,7 +75,7 @@ def test_a_state_is_due_when_the_last_one_is_old_enough(states: States, monkeypa
     for seconds, due in ((299.0, False), (1.0, True)):
         clock.now += seconds
         assert slow.due() is due
-    slow.save(1, "updates", weights(0))
+    slow.save(1, "updates", answers(0))
     assert not slow.due()
 
 
@@ -81,7 +87,7 @@ def cut(path: Path) -> None:
 
 
 def test_a_damaged_part_is_passed_over_with_a_word(states: States, caplog: pytest.LogCaptureFixture) -> None:
-    states.save(1, "updates", weights(1))
+    states.save(1, "updates", answers(1))
     states.save(1, "student by di", weights(1))
     cut(states.folder / "round-00001/student-by-di.safetensors")
     with caplog.at_level(logging.WARNING):
@@ -91,7 +97,7 @@ def test_a_damaged_part_is_passed_over_with_a_word(states: States, caplog: pytes
 
 def test_parts_without_whole_updates_are_worth_nothing(states: States) -> None:
     """A student that was begun on other updates must not be gone on with."""
-    states.save(1, "updates", weights(1))
+    states.save(1, "updates", answers(1))
     states.save(1, "student by di", weights(1))
     states.forget_parts(but=1)
     assert len(files(states)) == 2
@@ -102,7 +108,7 @@ def test_parts_without_whole_updates_are_worth_nothing(states: States) -> None:
 
 def test_parts_of_other_rounds_are_removed(states: States) -> None:
     for round in (1, 2, 3):
-        states.save(round, "updates", weights(round))
+        states.save(round, "updates", answers(round))
     states.forget_parts(but=2)
     assert files(states) == ["round-00002/updates.safetensors"]
 
@@ -156,7 +162,7 @@ def began(folder: Path, *more: str, status: str = "interrupted") -> Settings:
     with opened(settings) as (states, done, state):
         assert (done, state) == (0, {})
         states.after_round(1, weights(1), STRATEGY)
-        states.save(2, "updates", weights(2))
+        states.save(2, "updates", answers(2))
     (folder / "config.yaml").write_text(yaml.safe_dump(json.loads(settings.to_json()), sort_keys=False))
     (folder / "run.json").write_text(json.dumps({"status": status}))
     return settings

@@ -99,7 +99,7 @@ def test_progress_says_which_part_it_is_about() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_neither_the_order_of_streams_nor_interruptions_matter(name: str) -> None:
     """The last stream first, and a fresh synthesizer for every part, which gets the state that the one before it left."""
-    job, found = Job(count=30, part_size=8, streams=2, seed=3), {}  # parts of 8, 8, 8 and 6
+    job, found = Job(count=22, part_size=8, streams=2, seed=3), {}  # parts of 8, 8 and 6; the first stream has two of them
     for stream in (1, 0):
         state: dict[str, torch.Tensor] = {}
         for part in job.parts_of(stream):
@@ -110,12 +110,12 @@ def test_neither_the_order_of_streams_nor_interruptions_matter(name: str) -> Non
             assert number == part
             state = copy.deepcopy(dict(made.state_dict()))
     assert same(merged(found), straight(name, job))
-    assert not same(merged(found), straight(name, Job(count=30, part_size=8, streams=2, seed=4)))
+    assert not same(found[1], straight(name, Job(count=8, part_size=8, streams=1, seed=4)))
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_number_of_streams_matters_to_methods_with_memory_only(name: str) -> None:
     made = synthesizer(name)
     mined(made, Job(count=8, part_size=8, streams=1, seed=0), 0)
-    one, three = (straight(name, Job(count=24, part_size=8, streams=streams, seed=0)) for streams in (1, 3))
-    assert same(one, three) == (not made.state_dict())
+    one, two = (straight(name, Job(count=16, part_size=8, streams=streams, seed=0)) for streams in (1, 2))
+    assert same(one, two) == (not made.state_dict())
