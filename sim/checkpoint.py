@@ -14,6 +14,7 @@ updates; without the updates the round does; and without the state of a round th
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
@@ -92,6 +93,7 @@ class States:
 
     def mapped(self, round: int, part: str) -> Mapping[str, Tensor]:
         """As :meth:`load`, but tensors are pages of the file; they stay readable when it is replaced or removed."""
+        _give_back()
         return _read(self._part(round, part), apart=False)
 
     def due(self) -> bool:
@@ -201,6 +203,13 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         apart[name] = plain.clone() if address in taken else plain
         taken.add(address)
     return apart
+
+
+def _give_back() -> None:
+    """Return what was freed to the system. glibc keeps the holes that one model leaves and fills them badly, so they grow with each."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+    if trim is not None:
+        trim(0)
 
 
 def _number(path: Path) -> int:
