@@ -15,9 +15,10 @@ from torch import Tensor
 from fedimpr import seeds
 from fedimpr.training import LocalTraining
 from fedimpr.update import Update
+from sim import adapting
 from sim._flwr import CLIENT_APP_RAISED
 from sim.config import Settings, construct, from_json
-from sim.federation import build_model, dataset_of, device_of, partition_of, reference_of, threads, warm_model
+from sim.federation import build_model, device_of, reference_of, shard_of, threads, warm_model
 from sim.grid import reason
 from strategies.federation import alike
 from strategies.records import Instruction, answer_to_record
@@ -53,7 +54,10 @@ def train_partitions(settings: Settings, partitions: Iterable[int], asked: Instr
     """Train one partition after another; why one cannot be trained, or its update cannot be used in a sum, goes to ``reasons``."""
     for partition in partitions:
         try:
-            update = train_partition(settings, partition, asked.round, asked.weights)
+            if asked.work:
+                update = adapting.turn(settings, partition, asked)
+            else:
+                update = train_partition(settings, partition, asked.round, asked.weights)
             if asked.sums:
                 update.check(asked.weights)
             yield update
@@ -68,7 +72,7 @@ def train_partition(settings: Settings, partition: int, round: int, weights: dic
     """
     start = time.perf_counter()
     with threads(1):
-        data = dataset_of(settings).train.subset(partition_of(settings).indices[partition])
+        data = shard_of(settings, partition)
         if alike(reference_of(settings, partition), weights):
             model = warm_model(settings, partition)
             model.load_state_dict(weights)

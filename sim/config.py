@@ -62,6 +62,8 @@ class Settings:
         training: local training.
         synthesis: methods by name.
         distillation: how students learn.
+        adaptation: ways to learn on images without labels, by name; for a strategy that adapts.
+        faults: by client, what is wrong with its training images, see :mod:`fedimpr.data.faults`; an axis of experiments.
         strategy: a strategy.
         runtime: the runner and its resources.
     """
@@ -90,6 +92,8 @@ class Settings:
     training: Mapping[str, Any]
     synthesis: Mapping[str, Any]
     distillation: Mapping[str, Any]
+    adaptation: Mapping[str, Any]
+    faults: Mapping[Any, Any]
     strategy: Mapping[str, Any]
     runtime: Mapping[str, Any]
 
@@ -160,6 +164,8 @@ def from_tree(tree: Mapping[str, Any]) -> Settings:
     synthesis = tree.get("synthesis")
     if isinstance(synthesis, Mapping):  # an experiment may set numbers of methods that were then not chosen: those nodes have no class
         tree = {**tree, "synthesis": {name: node for name, node in synthesis.items() if "_target_" in (node.get("synthesizer") or ())}}
+    if isinstance(adaptation := tree.get("adaptation"), Mapping):
+        tree = {**tree, "adaptation": {name: node for name, node in adaptation.items() if "_target_" in (node or ())}}
     settings: Settings = call(Settings, tree, "")
     return settings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from fedimpr.devices import placed
 from fedimpr.ensemble import Ensemble
@@ -23,6 +23,7 @@ from fedimpr.impressions import Bank
 from fedimpr.measures import describe, drawn
 from fedimpr.models import Classifier
 from fedimpr.update import Update
+from sim.adapting import tests_of
 from sim.config import Settings
 from sim.curves import write_curves
 from sim.federation import build_model, dataset_of, device_of, partition_of
@@ -55,6 +56,7 @@ class Recorder:
     def __init__(self, settings: Settings, done: int = 0) -> None:
         self.settings, self.start = settings, time.monotonic()
         self.data, self.partition = dataset_of(settings), partition_of(settings)
+        self.test, self.parts = tests_of(settings)  # parts of the test set that are looked at by themselves, by name
         resumed = settings.resume is not None and Path(settings.resume).resolve() == settings.folder.resolve()
         self.rows = {row.method: row for row in read_rows(settings.folder / "summary.json")} if resumed else {}
         told = _forget_after(settings.folder / "metrics.jsonl", done) if resumed else []
@@ -128,7 +130,7 @@ class Recorder:
         values: dict[str, object] = {**update.metrics, **_known(asdict(charge))}
         if self.settings.evaluate_clients:
             model = loaded(build_model(self.settings, update.partition), update.weights)
-            score = evaluate(placed(model, device_of(self.settings)), self.data.test)
+            score = evaluate(placed(model, device_of(self.settings)), self.test)
             self.scores.append(score.accuracy)
             values |= {"test_accuracy": score.accuracy, "test_loss": score.loss}
         self.folder.metric("client", round=round, client=update.partition, examples=update.examples, **values)
@@ -146,8 +148,9 @@ class Recorder:
         """Evaluate a model for all clients and keep its weights, where it is the round for it."""
         if round % self.settings.evaluate_every and round != self.settings.rounds:
             return
-        score, weights = evaluate(model, self.data.test), weights_hash(model.state_dict())
+        score, weights = evaluate(model, self.test), weights_hash(model.state_dict())
         scores = {"test_accuracy": score.accuracy, "test_loss": score.loss}
+        scores |= {f"test_accuracy_{name}": evaluate(model, part).accuracy for name, part in self.parts.items() if len(self.parts) > 1}
         self.folder.metric("candidate", round=round, method=name, weights=weights, **scores, **asdict(cost))
         file = name.lower().replace(" ", "-")
         if isinstance(model, Ensemble):
@@ -158,7 +161,7 @@ class Recorder:
 
     def mined(self, round: int, method: str, bank: Bank, teacher: nn.Module) -> None:
         """Measure the impressions, for the report only, and keep a few of every class for the picture."""
-        held, test = bank.images, self.data.test
+        held, test = bank.images, self.test
         real, _ = test.batch(drawn(len(test), MEASURED))
         try:
             self.transfer = describe(teacher, held, bank.labels, real=real, limit=MEASURED, batch=BATCH, neighbours=NEIGHBOURS)
@@ -171,6 +174,14 @@ class Recorder:
         places = torch.cat([torch.nonzero(bank.labels == k).flatten()[:ROWS_PER_SHEET] for k in classes]).cpu()
         images, labels = held[places].cpu(), bank.labels[places].cpu()
         self.sheets[method.upper()] = Sheet(images, labels, self.data.train.classes)
+
+    def sources(self, round: int, clients: Sequence[int], models: Sequence[nn.Module], weights: Tensor) -> None:
+        """Evaluate the models of single clients; the best of them is chosen by this very evaluation, and its row says so."""
+        accuracies = [evaluate(model, self.test).accuracy for model in models]
+        for client, accuracy, weight in zip(clients, accuracies, weights.tolist(), strict=True):
+            self.folder.metric("source", round=round, client=client, usefulness=weight, test_accuracy=accuracy)
+        self._row(round, "best single source (by the test set)", max(accuracies), Cost(0.0))
+        self._row(round, "mean single source", sum(accuracies) / len(accuracies), Cost(0.0))
 
     def _row(self, round: int, name: str, accuracy: float, cost: Cost, weights: str | None = None) -> None:
         self.accuracies[name] = accuracy

@@ -9,13 +9,14 @@ from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from strategies.adapting import Adapting
 from strategies.data_free import DataFree
 from strategies.fedavg import FedAvg
 from strategies.fedbuff import FedBuff
 from strategies.keep import UPDATES
 from strategies.tensors import from_arrays, to_arrays
 
-Resumable = DataFree | FedAvg | FedBuff
+Resumable = Adapting | DataFree | FedAvg | FedBuff
 POLL = 0.05  # seconds between two looks for a reply
 
 
