@@ -23,7 +23,7 @@ from strategies.records import Instruction
 from strategies.targets import targets_of
 
 
-def tests_of(settings: Settings) -> tuple[Images, dict[str, Images]]:
+def evaluation_of(settings: Settings) -> tuple[Images, dict[str, Images]]:
     """What models are evaluated on, and the parts of it that are looked at by themselves.
 
     That is the test set; where there are targets, the test images of their domains, and each of these domains.

@@ -239,8 +239,8 @@ def call(callee: Any, values: Mapping[str, Any], path: str, **given: Any) -> Any
     try:
         return callee(**built, **given)
     except ConfigError as error:
-        if not path or error.key.startswith(prefix) or "." in error.key:
-            raise
+        if not path or error.key.startswith(prefix) or "." in error.key or error.key not in values:
+            raise  # it has its full key, or is about another one
         raise ConfigError(f"{prefix}{error.key}", error.value, error.allowed) from None
 
 

@@ -23,7 +23,7 @@ from fedimpr.impressions import Bank
 from fedimpr.measures import describe, drawn
 from fedimpr.models import Classifier
 from fedimpr.update import Update
-from sim.adapting import tests_of
+from sim.adapting import evaluation_of
 from sim.config import Settings
 from sim.curves import write_curves
 from sim.federation import build_model, dataset_of, device_of, partition_of
@@ -56,7 +56,7 @@ class Recorder:
     def __init__(self, settings: Settings, done: int = 0) -> None:
         self.settings, self.start = settings, time.monotonic()
         self.data, self.partition = dataset_of(settings), partition_of(settings)
-        self.test, self.parts = tests_of(settings)  # parts of the test set that are looked at by themselves, by name
+        self.test, self.parts = evaluation_of(settings)  # parts of the test set that are looked at by themselves, by name
         resumed = settings.resume is not None and Path(settings.resume).resolve() == settings.folder.resolve()
         self.rows = {row.method: row for row in read_rows(settings.folder / "summary.json")} if resumed else {}
         told = _forget_after(settings.folder / "metrics.jsonl", done) if resumed else []

@@ -1,9 +1,9 @@
 """Domain adaptation across clients: source clients hold labelled images, target clients hold images of other domains and no labels.
 
-First the source clients train, for one round or for several of federated averaging. Then the target clients look at the source models with
-their own images and answer how useful each is, and with what batch-norm statistics. Now the server mines impressions of every useful source
-model, which stand in for the source clients' images. In all further rounds the target clients adapt: on their own images and on what a method
-needs of impressions and source models. No image leaves a client.
+First the source clients train, for one round or for several of federated averaging. Then the target clients look at the source models
+with their own images and answer how useful each is, and with what batch-norm statistics. Now the server mines impressions of every useful
+source model, which stand in for the source clients' images. In all further rounds the target clients adapt: on their own images and on what
+a method needs of impressions and source models. No image leaves a client.
 
 Several methods can be compared on the same sources and the same impressions: each has a model of its own, from the same start. The first
 one's is the global model.
@@ -33,7 +33,7 @@ from strategies.federation import Federation, instructions, loaded
 from strategies.keep import UPDATES, Received
 from strategies.mined import Mined
 from strategies.plan import Ledger, planned
-from strategies.targets import Domains, targets_of
+from strategies.targets import Domains, sources_of, targets_of
 from strategies.tensors import from_arrays, to_arrays
 from strategies.watch import Charge, Cost
 
@@ -66,6 +66,7 @@ class Adapting(Strategy):
         domains: the clients of each domain.
         rounds: of the whole run.
         targets: the clients that have no labels: names of domains, or numbers of clients.
+        sources: the clients that have labels, likewise; ``None``: all others.
         joins: by target, the first round it takes part in; nothing means from the start.
         source_rounds: rounds in which the source clients train, >= 1. The next one is the survey; all others adapt.
         start: the weights that adaptation starts from: those of the most useful source model (``"best"``), or all of them averaged by
@@ -85,6 +86,7 @@ class Adapting(Strategy):
         domains: Domains,
         rounds: int,
         targets: tuple[str | int, ...],
+        sources: tuple[str | int, ...] | None,
         joins: Mapping[str, int],
         source_rounds: int,
         start: Literal["best", "merged"],
@@ -103,10 +105,10 @@ class Adapting(Strategy):
             raise ConfigError("strategy.survey_batch", survey_batch, "an integer >= 2")
         federation.check_minimum(minimum_updates)
         self.federation, self.adaptations = federation, dict(adaptations)
-        self.source_rounds, self.start, self.vote = source_rounds, start, vote
+        self.source_rounds, self.starting, self.vote = source_rounds, start, vote
         self.minimum_updates, self.timeout = minimum_updates, timeout
         self.targets = targets_of(targets, joins, domains, federation.clients)
-        self.clients = [client for client in range(federation.clients) if client not in self.targets]
+        self.clients = sources_of(sources, self.targets, domains, federation.clients)
         if min(self.targets.values()) > source_rounds + 1:
             raise ConfigError("strategy.joins", dict(joins), f"one target at least in round {source_rounds + 1}, the survey")
         if late := [client for client, round in self.targets.items() if round > rounds]:
@@ -198,7 +200,7 @@ class Adapting(Strategy):
             moved = [self._model({**update.weights, **under(seen, f"{place}/")}) for place, update in enumerate(self.sources)]
             fed.watch.candidate(round, "ensemble with the targets' batch norm", Ensemble(moved).to(fed.device), Cost(0.0))
         start = self._start()
-        fed.watch.candidate(round, f"start ({self.start} source)", self._model(start), Cost(0.0))
+        fed.watch.candidate(round, f"start ({self.starting} source)", self._model(start), Cost(0.0))
         useful = self._useful()
         for name, mined in self.mined.items():
             mined.mine(round, [self.sources[place].partition for place in useful], [models[place] for place in useful])
@@ -266,7 +268,7 @@ class Adapting(Strategy):
         return source_weights(focus, torch.tensor([update.examples for update in self.sources], dtype=torch.float64))
 
     def _start(self) -> dict[str, Tensor]:
-        if self.start == "best":
+        if self.starting == "best":
             return dict(self.sources[int(self.weights.argmax())].weights)
         # Whole numbers of examples, as an average takes them; below a millionth a source has no share.
         shares = (1e6 * self.weights).round().int().tolist()

@@ -92,7 +92,9 @@ def instructions(
     their own images goes along, by name, and so does ``work``, see :class:`~strategies.records.Instruction`.
     """
     cohort = [partition for partitions in asked.values() for partition in partitions]
-    asking = Instruction(weights=weights, round=round, settings=federation.settings, cohort=cohort, sums=sums, beside=beside or {}, work=work)
+    asking = Instruction(
+        weights=weights, round=round, settings=federation.settings, cohort=cohort, sums=sums, beside=beside or {}, work=work
+    )
     content = asking.to_record()
     return [Message(content, node, "train", group_id=str(round) if group is None else group) for node in asked]
 

@@ -1,8 +1,8 @@
-"""Which clients are targets: as settings name them, and as clients."""
+"""Which clients are targets and which are sources: as settings name them, and as clients."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from fedimpr.errors import ConfigError
 
@@ -35,6 +35,29 @@ def targets_of(targets: Sequence[str | int], joins: Mapping[str, int], domains: 
                 raise ConfigError(f"strategy.joins.{target}", round, "a round, counted from 1")
             found[client] = round
     return dict(sorted(found.items()))
+
+
+def sources_of(sources: Sequence[str | int] | None, targets: Collection[int], domains: Domains, clients: int) -> list[int]:
+    """The source clients in order; those that are neither take no part.
+
+    Args:
+        sources: names of domains, or numbers of clients; ``None``: all that are no targets.
+        targets: the target clients.
+        domains: who holds what.
+        clients: how many there are.
+
+    Raises:
+        ConfigError: a name is of no client, there is none, or one of them is a target.
+    """
+    if sources is None:
+        return [client for client in range(clients) if client not in targets]
+    found = sorted({client for source in sources for client in _clients(source, "strategy.sources", domains, clients)})
+    if not found or (both := [client for client in found if client in targets]):
+        reason = (
+            "one domain or client, or more, that has labels" if not found else f"clients that are no targets, and client {both[0]} is one"
+        )
+        raise ConfigError("strategy.sources", list(sources), reason)
+    return found
 
 
 def _clients(target: str | int, key: str, domains: Domains, clients: int) -> Sequence[int]:

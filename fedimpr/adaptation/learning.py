@@ -276,7 +276,9 @@ def predictions(model: nn.Module, pixels: Tensor, batch_size: int = 500) -> Tens
 
 def _check(adaptation: Adaptation, pixels: Tensor, given: Given) -> None:
     if len(pixels) < 2:
-        raise FedimprError("a target client needs two images or more", stage=STAGE, value=len(pixels), remedy="Leave it out of the targets.")
+        raise FedimprError(
+            "a target client needs two images or more", stage=STAGE, value=len(pixels), remedy="Leave it out of the targets."
+        )
     held = {"impressions": given.impressions is not None, "sources": bool(given.sources), "labels": given.labels is not None}
     for need in sorted(adaptation.needs):
         if not held[need]:

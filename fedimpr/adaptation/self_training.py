@@ -30,7 +30,7 @@ class SelfTraining:
     """``replay * CE(impressions) + consistency * CE(strong view, confident answer) + information * information_loss(target)``.
 
     Attributes:
-        replay: weight of the impressions, >= 0.
+        replay: weight of the impressions, >= 0; at 0 none are needed.
         consistency: >= 0.
         gate: the probability above which an answer is learnt from, in [0, 1); 0.95 in the paper.
         information: >= 0.
@@ -52,8 +52,8 @@ class SelfTraining:
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Impressions."""
-        return frozenset({"impressions"})
+        """Impressions, where they have a weight."""
+        return frozenset({"impressions"}) if self.replay > 0 else frozenset()
 
     def bound(self, model: nn.Module, pixels: Tensor, given: Given, generator: torch.Generator) -> _AtWork:
         """As :class:`~fedimpr.adaptation.learning.Method`."""
@@ -63,7 +63,7 @@ class SelfTraining:
 class _AtWork:
     def __init__(self, method: SelfTraining, model: nn.Module, given: Given, generator: torch.Generator) -> None:
         self.method, self.model, self.generator = method, model, generator
-        self.replay = Replay(model, given, method.replayed, generator)
+        self.replay = Replay(model, given, method.replayed, generator) if method.replay > 0 else None
 
     def parameters(self) -> list[nn.Parameter]:
         """All of the model."""
@@ -74,12 +74,10 @@ class _AtWork:
 
     def loss(self, images: Tensor, places: Tensor, progress: float) -> Tensor:
         """As the class says."""
-        _, replayed = self.replay(len(images))
-        logits, strong = self.model(torch.cat([images, self.method.strong(images, self.generator)])).float().chunk(2)
+        method, strong = self.method, self.method.strong(images, self.generator)
+        both: Tensor = self.model(torch.cat([images, strong])).float()
+        logits, answered = both.chunk(2)
         largest, answers = logits.detach().softmax(1).max(1)
-        learnt = F.cross_entropy(strong, answers, reduction="none") * (largest > self.method.gate)
-        return (
-            self.method.replay * replayed
-            + self.method.consistency * learnt.mean()
-            + self.method.information * information_loss(logits)
-        )
+        learnt = F.cross_entropy(answered, answers, reduction="none") * (largest > method.gate)
+        loss: Tensor = method.consistency * learnt.mean() + method.information * information_loss(logits)
+        return loss if self.replay is None else loss + method.replay * self.replay(len(images))[1]

@@ -69,9 +69,7 @@ class _AtWork:
         """Label all images anew."""
         device = device_of(self.model)
         with torch.no_grad(), frozen(self.model):
-            seen = [
-                observe(self.model, part.to(device).float() / 255, features="penultimate") for part in self.pixels.split(AT_ONCE)
-            ]
+            seen = [observe(self.model, part.to(device).float() / 255, features="penultimate") for part in self.pixels.split(AT_ONCE)]
         features, logits = torch.cat([part.features for part in seen]), torch.cat([part.logits for part in seen])
         # A client may hold fewer images of each class than at_least: then its most frequent answers have to do.
         most = int(logits.argmax(1).bincount().max())

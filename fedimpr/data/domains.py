@@ -3,8 +3,8 @@
 Two kinds of source beside those of :mod:`fedimpr.data.sources`, of the same signature:
 
 * ``joined``: several data sets of the same classes, each a domain.
-* ``shifted``: one data set, each of whose images is changed in one way or in none; each way is a domain. Own protocol: which image gets into
-  which domain, and how it is changed, is drawn from the split seed and the part (training or test).
+* ``shifted``: one data set, each of whose images is changed in one way or in none; each way is a domain. Own protocol: which image gets
+  into which domain, and how it is changed, is drawn from the split seed and the part (training or test).
 """
 
 from __future__ import annotations

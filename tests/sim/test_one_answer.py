@@ -18,7 +18,11 @@ from tests.sim.tiny import assert_same, overrides, tiny
 
 STRATEGIES = sorted(path.stem for path in (CONFIGS / "strategy").glob("*.yaml"))
 NEEDS = {
-    "adapting": ("strategy.targets=[2]", "adaptation=[kd3a,self_training]", *(f"adaptation.{w}.steps=3" for w in ("kd3a", "self_training"))),
+    "adapting": (
+        "strategy.targets=[2]",
+        "adaptation=[kd3a,self_training]",
+        *(f"adaptation.{w}.steps=3" for w in ("kd3a", "self_training")),
+    ),
     "fedbuff": ("devices=phones", "strategy.buffer=2"),
 }
 STRAGGLERS = ("clients=6", "devices=phones", "deadline=0.18", "strategy.minimum_updates=1")  # of turns that take from 0.08 s to 0.23 s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedimpr.errors import ConfigError
-from strategies.targets import targets_of
+from strategies.targets import sources_of, targets_of
 
 DOMAINS = {"photo": [0, 3], "sketch": [1]}  # client 2 holds both
 
@@ -40,3 +40,12 @@ def test_what_names_no_target_is_refused(targets: list, joins: dict, told: str) 
 def test_without_domains_only_numbers_name_clients() -> None:
     with pytest.raises(ConfigError, match="with this data set, which has no domains, or a client's number"):
         targets_of(["photo"], {}, {}, 4)
+
+
+def test_sources_are_all_others_or_those_that_are_named() -> None:
+    assert sources_of(None, {1}, DOMAINS, 4) == [0, 2, 3]
+    assert sources_of(["photo"], {1}, DOMAINS, 4) == [0, 3]
+    with pytest.raises(ConfigError, match="'strategy.sources' is .*; allowed: clients that are no targets, and client 1 is one"):
+        sources_of([0, 1], {1}, DOMAINS, 4)
+    with pytest.raises(ConfigError, match=r"'strategy.sources' is \[\]; allowed: one domain or client"):
+        sources_of([], {1}, DOMAINS, 4)
