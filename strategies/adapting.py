@@ -198,9 +198,9 @@ class Adapting(Strategy):
         if reference:
             seen = average(received.updates)
             moved = [self._model({**update.weights, **under(seen, f"{place}/")}) for place, update in enumerate(self.sources)]
-            fed.watch.candidate(round, "ensemble with the targets' batch norm", Ensemble(moved).to(fed.device), Cost(0.0))
+            fed.watch.candidate(round, "ensemble with target batch norm", Ensemble(moved).to(fed.device), Cost(0.0))
         start = self._start()
-        fed.watch.candidate(round, f"start ({self.starting} source)", self._model(start), Cost(0.0))
+        fed.watch.candidate(round, "start of the adaptation", self._model(start), Cost(0.0))
         useful = self._useful()
         for name, mined in self.mined.items():
             mined.mine(round, [self.sources[place].partition for place in useful], [models[place] for place in useful])

@@ -48,7 +48,7 @@ def test_a_table_has_every_row(straight: Path) -> None:
     needing = ("cdan", "coral", "dann", "mmd", "self_training")
     adapted = {f"adapted by {way}{' with DI' if way in needing else ''}" for way in WAYS}
     beside = {"best single source (by the test set)", "mean single source", "uniform ensemble", "ensemble by usefulness"}
-    beside |= {"ensemble with the targets' batch norm", "start (best source)", "FedAvg of the sources"}
+    beside |= {"ensemble with target batch norm", "start of the adaptation", "FedAvg of the sources"}
     assert table(straight).keys() == adapted | beside
     rows = table(straight)
     single = [line["test_accuracy"] for line in lines(straight, "source")]
@@ -69,7 +69,7 @@ def test_the_ensembles_statistics_are_those_of_the_targets_images(straight: Path
     """Its members are the source models; re-estimated on the target's images they are the same."""
     settings = adapting(tmp_path)
     uniform, moved = (
-        Ensemble.load(straight / f"{name}.safetensors") for name in ("uniform-ensemble", "ensemble-with-the-targets'-batch-norm")
+        Ensemble.load(straight / f"{name}.safetensors") for name in ("uniform-ensemble", "ensemble-with-target-batch-norm")
     )
     pixels = shard_of(settings, 1).pixels
     for before, after in zip(uniform.members, moved.members, strict=True):
@@ -82,7 +82,7 @@ def test_several_rounds_of_the_sources_are_federated_averaging(tmp_path: Path) -
     run_local(adapting(tmp_path, "strategy.source_rounds=2", "rounds=4", "strategy.start=merged", ways=("shot",)))
     clients = [(line["round"], line["client"]) for line in lines(tmp_path, "client")]
     assert clients == [(1, 0), (1, 2), (2, 0), (2, 2), (4, 1)]  # the survey trains nothing
-    assert "start (merged source)" in table(tmp_path)
+    assert "start of the adaptation" in table(tmp_path)
 
 
 # What nobody may see
@@ -218,7 +218,7 @@ def test_odd_clients_are_adapted_as_well(fault: tuple[str, ...], tmp_path: Path)
 
 def test_models_without_batch_norm_have_no_row_for_it(tmp_path: Path) -> None:
     run_local(adapting(tmp_path, "model.options.batch_norm=false", ways=("kd3a", "self_training")))
-    assert "ensemble with the targets' batch norm" not in table(tmp_path) and "adapted by kd3a" in table(tmp_path)
+    assert "ensemble with target batch norm" not in table(tmp_path) and "adapted by kd3a" in table(tmp_path)
 
 
 # Settings that ship
