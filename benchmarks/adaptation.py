@@ -4,11 +4,11 @@
     python benchmarks/adaptation.py pacs_adaptation mnist_digits
     python benchmarks/adaptation.py mnist_shifts --tiny
 
-Runs ``python -m sim experiment=...`` once a seed and target; all ways share its sources and its impressions, and have the same steps. Every
-finished run is a line of ``results/adaptation_<experiment>.jsonl``; a command that was stopped goes on with the runs that are missing.
-``results/adaptation_<experiment>`` is the table over all of them. The gap that a row closes counts from the best single source (chosen on the
-test set) to the oracle, seed by seed and target by target. ``--validation`` holds a tenth of the training images out and leaves the test set
-unread.
+Runs ``python -m sim experiment=...`` once a seed and target; all ways share its sources and its impressions, and have the same steps.
+Every finished run is a line of ``results/adaptation_<experiment>.jsonl``; a command that was stopped goes on with the runs that are
+missing. ``results/adaptation_<experiment>`` is the table over all of them. The gap that a row closes counts from the best single source
+(chosen on the test set) to the oracle, seed by seed and target by target. ``--validation`` holds a tenth of the training images out and
+leaves the test set unread.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ TARGETS = {
 BEST, ORACLE = "best single source (by the test set)", "adapted by oracle"
 STEPPED = ("cdan", "coral", "dann", "kd3a", "mmd", "oracle", "self_training", "self_training_alone", "shot")
 TINY = [
-    "clients=4", "training.epochs=1", "model=lenet5_half", "+model.options.batch_norm=true", "synthesis=[di]", "synthesis.di.synthesizer.steps=2",
-    "synthesis.di.mining.images=20", *(f"adaptation.{way}.steps=2" for way in STEPPED),
-    *(f"+faults.{client}={{_target_:fedimpr.data.faults.OnlySome,images:100}}" for client in range(4)),
-]  # fmt: skip
+    *("training.epochs=1", "synthesis=[di]", "synthesis.di.synthesizer.steps=2", "synthesis.di.mining.images=20"),
+    *(f"adaptation.{way}.steps=2" for way in STEPPED),
+    *(f"+faults.{client}={{_target_:fedimpr.data.faults.OnlySome,images:100}}" for client in range(2)),
+]
 
 
 def main() -> None:

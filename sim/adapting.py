@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedimpr import seeds
-from fedimpr.adaptation import Adaptation, Given, KnowledgeVote, SourceImpressions, survey
+from fedimpr.adaptation import Adaptation, Given, SourceImpressions, survey
 from fedimpr.data import Images
 from fedimpr.errors import ConfigError
 from fedimpr.states import under
@@ -67,11 +68,12 @@ def turn(settings: Settings, partition: int, asked: Instruction) -> Update:
 
 
 def _survey(settings: Settings, pixels: Tensor, asked: Instruction) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Batch-norm statistics and focus of each source model."""
-    vote: KnowledgeVote = construct(settings.strategy["vote"], "strategy.vote")
-    found = survey(_sources(settings, asked.beside), pixels, vote=vote, batch_size=settings.strategy["survey_batch"])
+    """Batch-norm statistics of each source model, and what tells how useful it is."""
+    found = survey(_sources(settings, asked.beside), pixels, batch_size=settings.strategy["survey_batch"])
     statistics = {f"{place}/{name}": tensor.cpu() for place, held in enumerate(found.statistics) for name, tensor in held.items()}
-    return statistics, {f"focus/{place}": focus for place, focus in enumerate(found.focus.tolist())}
+    metrics = {f"information/{place}": value for place, value in enumerate(found.information.tolist())}
+    pairs = itertools.combinations(range(len(metrics)), 2)
+    return statistics, metrics | {f"agreement/{one}/{two}": float(found.agreement[one, two]) for one, two in pairs}
 
 
 def _given(settings: Settings, asked: Instruction, labels: Tensor | None) -> Given:

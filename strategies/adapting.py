@@ -11,6 +11,7 @@ one's is the global model.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
-from fedimpr.adaptation import Adaptation, KnowledgeVote, source_weights, statistics_of
+from fedimpr.adaptation import Adaptation, statistics_of, usefulness
 from fedimpr.ensemble import Ensemble
 from fedimpr.errors import ConfigError, UpdateError
 from fedimpr.states import from_note, size_of, to_note, under
@@ -71,7 +72,6 @@ class Adapting(Strategy):
         source_rounds: rounds in which the source clients train, >= 1. The next one is the survey; all others adapt.
         start: the weights that adaptation starts from: those of the most useful source model (``"best"``), or all of them averaged by
             usefulness (``"merged"``).
-        vote: of the source models on a target's images; decides how useful they are.
         survey_batch: images in a pass that takes batch-norm statistics, >= 2.
         minimum_updates: good updates below which a round fails; ``None``: as many as were asked. Never more than there are to ask.
         timeout: seconds to wait for the clients of a round.
@@ -90,7 +90,6 @@ class Adapting(Strategy):
         joins: Mapping[str, int],
         source_rounds: int,
         start: Literal["best", "merged"],
-        vote: KnowledgeVote,
         survey_batch: int,
         minimum_updates: int | None,
         timeout: float,
@@ -105,7 +104,7 @@ class Adapting(Strategy):
             raise ConfigError("strategy.survey_batch", survey_batch, "an integer >= 2")
         federation.check_minimum(minimum_updates)
         self.federation, self.adaptations = federation, dict(adaptations)
-        self.source_rounds, self.starting, self.vote = source_rounds, start, vote
+        self.source_rounds, self.starting = source_rounds, start
         self.minimum_updates, self.timeout = minimum_updates, timeout
         self.targets = targets_of(targets, joins, domains, federation.clients)
         self.clients = sources_of(sources, self.targets, domains, federation.clients)
@@ -191,7 +190,7 @@ class Adapting(Strategy):
             received = self._collected(round, SURVEY, replies, lambda _: reference)
             fed.keep.save(round, UPDATES, received.state_dict())
         self._bill(round, {SURVEY: received})
-        self.weights = self._usefulness(round, received.updates)
+        self.weights = self._usefulness(received.updates)
         fed.watch.sources(round, [update.partition for update in self.sources], models, self.weights)
         fed.watch.candidate(round, "uniform ensemble", Ensemble(models).to(fed.device), Cost(0.0))
         fed.watch.candidate(round, "ensemble by usefulness", Ensemble(models, self.weights).to(fed.device), Cost(0.0))
@@ -218,7 +217,8 @@ class Adapting(Strategy):
         self._tell(round, received)
         for row in self.rows:
             self.adapted[row.name] = average(received[row.name].updates)
-            cost = replace(self.mined[row.synthesis].cost if row.synthesis else Cost(0.0), seconds=received[row.name].seconds)
+            seconds = max(update.metrics.get("seconds", 0.0) for update in received[row.name].updates)
+            cost = replace(self.mined[row.synthesis].cost if row.synthesis else Cost(0.0), seconds=seconds)
             fed.watch.candidate(round, f"adapted by {row.name}", self._model(self.adapted[row.name]), cost)
         first = self.rows[0].name
         return self.adapted[first], len(received[first].updates)
@@ -260,12 +260,18 @@ class Adapting(Strategy):
         seconds = max(part.seconds for part in received.values())
         self.federation.watch.answered(round, count, seconds, self.ledger.bill(sum(self.plan.down.values()), up, 0.0))
 
-    def _usefulness(self, round: int, surveys: Sequence[Update]) -> Tensor:
-        """(M,), sum 1: the sources' mean focus over the targets' images, times their own numbers of examples."""
-        examples = torch.tensor([update.examples for update in surveys], dtype=torch.float64)
-        told = [[update.metrics[f"focus/{place}"] for place in range(len(self.sources))] for update in surveys]
-        focus = (torch.tensor(told, dtype=torch.float64) * examples[:, None]).sum(0) / examples.sum()
-        return source_weights(focus, torch.tensor([update.examples for update in self.sources], dtype=torch.float64))
+    def _usefulness(self, surveys: Sequence[Update]) -> Tensor:
+        """(M,), sum 1: of what the targets told, averaged by their numbers of images."""
+        count, images = len(self.sources), sum(update.examples for update in surveys)
+
+        def mean(key: str) -> float:
+            return sum(update.examples * update.metrics[key] for update in surveys) / images
+
+        information = torch.tensor([mean(f"information/{one}") for one in range(count)], dtype=torch.float64)
+        agreement = torch.zeros(count, count, dtype=torch.float64)
+        for one, two in itertools.combinations(range(count), 2):
+            agreement[one, two] = agreement[two, one] = mean(f"agreement/{one}/{two}")
+        return usefulness(information, agreement)
 
     def _start(self) -> dict[str, Tensor]:
         if self.starting == "best":

@@ -12,7 +12,7 @@ from fedimpr.adaptation.learning import Adaptation, Given, SourceImpressions, Ta
 from fedimpr.adaptation.oracle import Oracle
 from fedimpr.adaptation.self_training import SelfTraining
 from fedimpr.adaptation.shot import Shot
-from fedimpr.adaptation.usefulness import Survey, survey
+from fedimpr.adaptation.usefulness import Survey, survey, usefulness
 
 __all__ = [
     "CDAN",
@@ -50,4 +50,5 @@ __all__ = [
     "statistics_of",
     "survey",
     "unremembered",
+    "usefulness",
 ]

@@ -5,7 +5,7 @@ ICML 2021 (arXiv 2011.09757); see :mod:`fedimpr.adaptation.consensus` for the vo
 
 Differences: the sources are trained before and not in turn with the target, so they vote once, on the images as they are, while the gate
 rises over the turn. The target's model is not averaged with the sources' after each pass, and there is no discrepancy of batch-norm
-statistics in the loss. The consensus focus weighs the sources in the survey that all methods share, see
+statistics in the loss. Sources are not weighed by their focus: the survey that all methods share leaves out those of no use, see
 :mod:`fedimpr.adaptation.usefulness`.
 """
 

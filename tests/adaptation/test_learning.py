@@ -1,10 +1,13 @@
-"""A target client's turn, and what every method owes."""
+"""A target client's turn, and what every method owes: found by walking ``configs/adaptation``, so a new one is tested by having a yaml."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import re
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,55 +16,39 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedimpr.adaptation import (
-    CDAN,
-    DANN,
     KD3A,
-    MMD,
-    Aligned,
-    Coral,
     Given,
-    KnowledgeVote,
-    Oracle,
     SelfTraining,
-    Shot,
     SourceImpressions,
     TargetStatistics,
     TargetTraining,
     reestimate,
     statistics_of,
-    survey,
     unremembered,
 )
 from fedimpr.adaptation.learning import batches, whole
 from fedimpr.errors import ConfigError, FedimprError
 from fedimpr.views import Views
+from sim.config import composed, construct
 from tests.makers import CLASSES, SHAPE, Linear, small_model
+from tests.sim.adapting_tiny import WAYS
 
 STILL = Views(shift=0.0, scale=(1.0, 1.0), rotation=0.0, flip=False)
-MOVED = Views(shift=0.1, scale=(0.8, 1.0), rotation=10.0, flip=False)
 
 
-def aligned(alignment) -> Aligned:
-    return Aligned(alignment=alignment, alignment_weight=1.0, information=1.0, replayed=STILL)
+# Every yaml but the one that trains nothing.
+EVERY = pytest.mark.parametrize("name", [way for way in WAYS if way != "batch_norm"])
 
 
-METHODS = {
-    "coral": aligned(Coral()),
-    "mmd": aligned(MMD(multiples=(0.5, 1.0), scale="mean")),
-    "dann": aligned(DANN(hidden=(4,), gamma=10.0)),
-    "cdan": aligned(CDAN(hidden=(4,), gamma=10.0, entropy_weighted=True)),
-    "self-training": SelfTraining(replay=1.0, consistency=1.0, gate=0.1, information=1.0, strong=MOVED, replayed=STILL),
-    "self-training alone": SelfTraining(replay=0.0, consistency=1.0, gate=0.1, information=1.0, strong=MOVED, replayed=STILL),
-    "shot": Shot(information=1.0, pseudo=0.3, at_least=2),
-    "kd3a": KD3A(gate=0.2, gate_at_last=0.3, undecided=0.001),
-    "oracle": Oracle(),
-}
-EVERY = pytest.mark.parametrize("name", METHODS)
+@functools.lru_cache
+def shipped() -> Mapping[str, Any]:
+    """All yamls of configs/adaptation."""
+    return composed([f"adaptation=[{','.join(WAYS)}]"]).adaptation
 
 
 def training(name: str, **other) -> TargetTraining:
-    given = {"steps": 4, "batch_size": 8, "lr": 0.05, "momentum": 0.9, "weight_decay": 0.0, "clip": 10.0, "views": STILL}
-    return TargetTraining(**{**given, **other}, method=METHODS[name])
+    """As its yaml has it, with fewer and larger steps."""
+    return construct({**shipped()[name], "steps": 4, "batch_size": 8, "lr": 0.05, **other}, name)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -171,7 +158,7 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
     ("key", "value"), [("steps", 0), ("batch_size", 1), ("lr", 0.0), ("momentum", 1.0), ("weight_decay", -1.0), ("clip", 0.0)]
 )
 def test_numbers_out_of_range_are_refused(key: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=f"'{key}' is {re.escape(str(value))}"):
+    with pytest.raises(ConfigError, match=f"'shot.{key}' is {re.escape(str(value))}"):
         training("shot", **{key: value})
 
 
@@ -232,7 +219,9 @@ def test_kd3a_learns_the_mean_of_the_supporters_times_their_number() -> None:
     sources = [Linear([[float(torch.logit(torch.tensor(p)))], [0.0]]) for p in (0.75, 0.9)]
     white = torch.full((2, 1, 1, 1), 255, dtype=torch.uint8)
     model = Linear([[0.0], [0.0]])  # (0.5, 0.5): the cross-entropy with anything is ln 2
-    bound = METHODS["kd3a"].bound(model, white, Given(weights=torch.ones(2) / 2, sources=sources), generator())
+    bound = KD3A(gate=0.2, gate_at_last=0.3, undecided=0.001).bound(
+        model, white, Given(weights=torch.ones(2) / 2, sources=sources), generator()
+    )
     assert bound.loss(white.float() / 255, torch.tensor([0, 1]), 0.0).item() == pytest.approx(2 * 0.6931472)
     bound.loss(white.float() / 255, torch.tensor([0, 1]), 0.0).backward()
     # The slope of 2 CE by a logit is 2 (softmax - target) = 2 (0.5 - 0.825).
@@ -260,38 +249,3 @@ def test_target_statistics_change_nothing_else_and_need_batch_norm() -> None:
         torch.testing.assert_close(model.state_dict()[name], tensor)
     with pytest.raises(ConfigError, match="one with batch norm"):
         statistics.check(small_model(0, batch_norm=False))
-
-
-# Usefulness
-
-
-def sure(order: list[int], strength: float = 20.0) -> Linear:
-    """Answers class ``order[k]`` where the k-th pixel is white."""
-    return Linear((strength * torch.eye(3)[order].T).tolist())
-
-
-def test_a_source_with_another_order_of_the_labels_is_of_no_use_beside_two_that_agree() -> None:
-    """Of three sure sources two support the answer: quality 2 an image, without the odd one 2, without a good one 1."""
-    white = (torch.eye(3).repeat(3, 1) * 255).byte().view(-1, 1, 1, 3)
-    vote = KnowledgeVote(gate=0.9, undecided=0.001)
-    found = survey([sure([0, 1, 2]), sure([1, 2, 0]), sure([0, 1, 2])], white, vote=vote, batch_size=4)
-    assert found.focus.tolist() == pytest.approx([1.0, 0.0, 1.0], abs=1e-6)
-    assert found.statistics == [{}, {}, {}]
-
-
-def test_a_source_that_is_seldom_sure_has_no_voice() -> None:
-    """As one that learnt from labels of which 30 % are wrong: at most 0.7 is below the gate."""
-    white = (torch.eye(3) * 255).byte().view(-1, 1, 1, 3)
-    unsure = sure([0, 1, 2], strength=1.5)  # e^1.5 / (e^1.5 + 2) = 0.69
-    found = survey([sure([0, 1, 2]), unsure, sure([0, 1, 2])], white, vote=KnowledgeVote(gate=0.9, undecided=0.001), batch_size=4)
-    assert found.focus.tolist() == pytest.approx([1.0, 0.0, 1.0], abs=1e-6)
-
-
-def test_a_survey_gives_the_targets_statistics_and_leaves_the_sources_theirs() -> None:
-    source, own = small_model(0), pixels()
-    before, expected = weights(source), small_model(0)
-    found = survey([source], own, vote=KnowledgeVote(gate=0.9, undecided=0.001), batch_size=20)
-    reestimate(expected, [own.float() / 255], momentum=None)
-    assert same(weights(source), before)
-    assert found.statistics[0].keys() == statistics_of(expected).keys()
-    assert all(torch.equal(tensor, statistics_of(expected)[name]) for name, tensor in found.statistics[0].items())
