@@ -15,6 +15,7 @@ from torch import Tensor
 from fedimpr import seeds
 from fedimpr.training import LocalTraining
 from fedimpr.update import Update
+from sim import adapting
 from sim._flwr import CLIENT_APP_RAISED
 from sim.client_states import kept_in, record_of
 from sim.config import Settings, construct, from_json
@@ -62,10 +63,13 @@ def train_partitions(
     """
     for partition in partitions:
         try:
-            kept = kept_in(state, partition)
-            update = train_partition(settings, partition, asked, kept)
-            if kept:
-                state[record_of(partition)] = to_arrays(kept)
+            if asked.work:
+                update = adapting.turn(settings, partition, asked)
+            else:
+                kept = kept_in(state, partition)
+                update = train_partition(settings, partition, asked, kept)
+                if kept:
+                    state[record_of(partition)] = to_arrays(kept)
             if asked.sums:
                 update.check(asked.weights)
             yield update

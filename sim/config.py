@@ -62,6 +62,8 @@ class Settings:
         training: local training.
         synthesis: methods by name.
         distillation: how students learn.
+        adaptation: ways to learn on images without labels, by name; for a strategy that adapts.
+        faults: by client, what is wrong with its training images, see :mod:`fedimpr.data.faults`; an axis of experiments.
         strategy: a strategy.
         tasks: how the data set arrives, see :mod:`fedimpr.continual.course`; nothing: all of it is there from the start.
         runtime: the runner and its resources.
@@ -91,6 +93,8 @@ class Settings:
     training: Mapping[str, Any]
     synthesis: Mapping[str, Any]
     distillation: Mapping[str, Any]
+    adaptation: Mapping[str, Any]
+    faults: Mapping[Any, Any]
     strategy: Mapping[str, Any]
     tasks: Mapping[str, Any] | None
     runtime: Mapping[str, Any]
@@ -168,6 +172,8 @@ def from_tree(tree: Mapping[str, Any]) -> Settings:
     synthesis = tree.get("synthesis") or {}  # Hydra leaves nothing where no method is chosen
     if isinstance(synthesis, Mapping):  # an experiment may set numbers of methods that were then not chosen: those nodes have no class
         tree = {**tree, "synthesis": {name: node for name, node in synthesis.items() if "_target_" in (node.get("synthesizer") or ())}}
+    if isinstance(adaptation := tree.get("adaptation"), Mapping):
+        tree = {**tree, "adaptation": {name: node for name, node in adaptation.items() if "_target_" in (node or ())}}
     settings: Settings = call(Settings, tree, "")
     return settings
 
@@ -241,8 +247,8 @@ def call(callee: Any, values: Mapping[str, Any], path: str, **given: Any) -> Any
     try:
         return callee(**built, **given)
     except ConfigError as error:
-        if not path or error.key.startswith(prefix) or "." in error.key:
-            raise
+        if not path or error.key.startswith(prefix) or "." in error.key or error.key not in values:
+            raise  # it has its full key, or is about another one
         raise ConfigError(f"{prefix}{error.key}", error.value, error.allowed) from None
 
 

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from fedimpr import models, seeds
 from fedimpr.continual.course import Course, plan_course
 from fedimpr.costs import TrainingCost, training_cost
-from fedimpr.data import Dataset, load
+from fedimpr.data import Dataset, Images, load
+from fedimpr.data.faults import Fault
 from fedimpr.data.partition import Partition, deal
 from fedimpr.errors import ConfigError
 from fedimpr.states import size_of
 from sim import tracking
 from sim.config import Settings, call, construct
+from sim.domains import domains_of
 from strategies import Federation, Method, Nobody, Watch
 from strategies.devices import Device, Fleet, Load, dealt
 from strategies.keep import Keep, Nowhere
@@ -41,6 +43,24 @@ def partition_of(settings: Settings) -> Partition:
         return Partition(tuple(shards), course.manifest)
     keys = ("partition", "clients", "minimum", "seed")
     return _partition(json.dumps({"data": _for_loader(settings), **{key: getattr(settings, key) for key in keys}}))
+
+
+def shard_of(settings: Settings, partition: int) -> Images:
+    """The images that a partition trains on, with its fault if it has one."""
+    held = dataset_of(settings).train.subset(partition_of(settings).indices[partition])
+    fault = faults_of(settings).get(partition)
+    return held if fault is None else fault(held, seeds.generator(settings.seed, "fault", 0, partition))
+
+
+def faults_of(settings: Settings) -> dict[int, Fault]:
+    """What is wrong with whose images, by partition."""
+    found: dict[int, Fault] = {}
+    for key, node in settings.faults.items():
+        partition = int(key) if str(key).isdecimal() else -1
+        if not 0 <= partition < settings.clients:
+            raise ConfigError("faults", key, f"a client's number in [0, {settings.clients})")
+        found[partition] = construct(node, f"faults.{key}")
+    return found
 
 
 def _for_loader(settings: Settings) -> str:
@@ -167,6 +187,10 @@ def strategy_of(settings: Settings, watch: Watch, keep: Keep | None = None) -> R
     if settings.strategy.get("_target_") == "strategies.Continual":
         learning = construct(settings.distillation, "distillation")
         given |= {"course": course_of(settings), "methods": methods_of(settings), "distillation": learning}
+    if settings.strategy.get("_target_") == "strategies.Adapting":
+        ways = {name: construct(node, f"adaptation.{name}") for name, node in settings.adaptation.items()}
+        domains = domains_of(dataset_of(settings).train, partition_of(settings))
+        given |= {"methods": methods_of(settings), "adaptations": ways, "domains": domains, "rounds": settings.rounds}
     strategy: Resumable = construct(settings.strategy, "strategy", **given)
     return strategy
 
@@ -235,12 +259,16 @@ def check(settings: Settings) -> None:
     if settings.evaluate_clients and settings.strategy.get("partial_sums"):
         raise ConfigError("evaluate_clients", True, "false with strategy.partial_sums=true: nobody sees a client's model then")
     training = construct(settings.training, "training")
+    if settings.tasks is not None and settings.faults:
+        raise ConfigError("faults", sorted(settings.faults), "none with tasks")
     if settings.tasks is not None and training.momentum_kept:
         raise ConfigError("training.momentum_kept", True, "false with tasks: the head grows, and what was kept of it does not")
     for partition in (None, *range(len(settings.client_models or ()))):
         build_model(settings, partition)
     tracking.check(settings.tracking)
     strategy_of(settings, Nobody())  # built and thrown away
+    for partition in faults_of(settings):
+        shard_of(settings, partition)
     partition_of(settings)
 
 

@@ -14,7 +14,7 @@ from fedimpr.devices import placed
 from fedimpr.states import under
 from fedimpr.training import Lesson, cross_entropy
 from sim.config import Settings, construct
-from sim.federation import build_model, course_of, dataset_of, device_of, partition_of
+from sim.federation import build_model, course_of, device_of, shard_of
 from strategies.continual import MEMORY, PREVIOUS
 from strategies.federation import loaded
 from strategies.records import Instruction
@@ -38,7 +38,7 @@ def turn_of(settings: Settings, partition: int, asked: Instruction) -> Turn:
     """The turn of a partition that takes part in a round."""
     course = course_of(settings)
     if course is None:
-        return Turn(dataset_of(settings).train.subset(partition_of(settings).indices[partition]), None, cross_entropy)
+        return Turn(shard_of(settings, partition), None, cross_entropy)
     return _of_task(settings, course, partition, asked)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from fedimpr.devices import placed
 from fedimpr.ensemble import Ensemble
@@ -23,6 +23,7 @@ from fedimpr.impressions import Bank
 from fedimpr.measures import describe, drawn
 from fedimpr.models import Classifier
 from fedimpr.update import Update
+from sim.adapting import evaluation_of
 from sim.by_task import INITIAL, score, write_matrices
 from sim.config import Settings
 from sim.curves import write_curves
@@ -57,6 +58,7 @@ class Recorder:
         self.settings, self.start = settings, time.monotonic()
         self.course, self.partition, self.rounds = course_of(settings), partition_of(settings), rounds_of(settings)
         self.data = dataset_of(settings) if self.course is None else self.course.data
+        self.test, self.parts = evaluation_of(settings)  # parts of the test set that are looked at by themselves, by name
         resumed = settings.resume is not None and Path(settings.resume).resolve() == settings.folder.resolve()
         self.rows = {row.method: row for row in read_rows(settings.folder / "summary.json")} if resumed else {}
         told = _forget_after(settings.folder / "metrics.jsonl", done) if resumed else []
@@ -167,7 +169,7 @@ class Recorder:
 
     def mined(self, round: int, method: str, bank: Bank, teacher: nn.Module) -> None:
         """Measure the impressions, for the report only, and keep a few of every class for the picture."""
-        held, test = bank.images, self.data.test
+        held, test = bank.images, self.test
         real, _ = test.batch(drawn(len(test), MEASURED))
         try:
             self.transfer = describe(teacher, held, bank.labels, real=real, limit=MEASURED, batch=BATCH, neighbours=NEIGHBOURS)
@@ -189,11 +191,21 @@ class Recorder:
         self.sheets[title] = sheet
 
     def _judged(self, round: int, model: nn.Module) -> dict[str, Any]:
-        """How good a model is on the test images; with tasks on those of the tasks so far, and on each task."""
+        """How good a model is on the test images, and on parts of them; with tasks on those of the tasks so far, and on each task."""
         if self.course is None:
-            return dict(zip(("test_accuracy", "test_loss"), evaluate(model, self.data.test), strict=True))
+            scores = dict(zip(("test_accuracy", "test_loss"), evaluate(model, self.test), strict=True))
+            each = self.parts if len(self.parts) > 1 else {}
+            return scores | {f"test_accuracy_{name}": evaluate(model, part).accuracy for name, part in each.items()}
         mean, tasks = score(model, self.course, self.course.step(round))
         return {"test_accuracy": mean.accuracy, "test_loss": mean.loss, "tasks": tasks}
+
+    def sources(self, round: int, clients: Sequence[int], models: Sequence[nn.Module], weights: Tensor) -> None:
+        """Evaluate the models of single clients; the best of them is chosen by this very evaluation, and its row says so."""
+        accuracies = [evaluate(model, self.test).accuracy for model in models]
+        for client, accuracy, weight in zip(clients, accuracies, weights.tolist(), strict=True):
+            self.folder.metric("source", round=round, client=client, usefulness=weight, test_accuracy=accuracy)
+        self._row(round, "best single source (by the test set)", max(accuracies), Cost(0.0))
+        self._row(round, "mean single source", sum(accuracies) / len(accuracies), Cost(0.0))
 
     def _row(self, round: int, name: str, accuracy: float, cost: Cost, weights: str | None = None) -> None:
         self.accuracies[name] = accuracy

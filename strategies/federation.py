@@ -84,14 +84,17 @@ def instructions(
     sums: bool = False,
     group: str | None = None,
     beside: Mapping[str, Tensor] | None = None,
+    work: str = "",
 ) -> list[Message]:
     """One training message a node that is asked, by ``{node: partitions}``; they share one record.
 
     They are of one Flower group, which their replies name as well: ``group``, or else the round. What clients learn from beside
-    their own images goes along, by name.
+    their own images goes along, by name, and so does ``work``, see :class:`~strategies.records.Instruction`.
     """
     cohort = [partition for partitions in asked.values() for partition in partitions]
-    asking = Instruction(weights=weights, round=round, settings=federation.settings, cohort=cohort, sums=sums, beside=beside or {})
+    asking = Instruction(
+        weights=weights, round=round, settings=federation.settings, cohort=cohort, sums=sums, beside=beside or {}, work=work
+    )
     content = asking.to_record()
     return [Message(content, node, "train", group_id=str(round) if group is None else group) for node in asked]
 

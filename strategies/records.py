@@ -32,6 +32,7 @@ class Instruction:
         cohort: the partitions that take part, on whatever node.
         sums: whether a node answers with the sum of its updates instead of the updates.
         beside: what else clients learn from, by name: impressions, other models. Often nothing.
+        work: what they are asked for where it is not plain training, in the strategy's own words.
     """
 
     weights: dict[str, Tensor]
@@ -40,10 +41,12 @@ class Instruction:
     cohort: Sequence[int]
     sums: bool
     beside: Mapping[str, Tensor] = field(default_factory=dict)
+    work: str = ""
 
     def to_record(self) -> RecordDict:
         """As Flower records: ``arrays``, ``config``, and ``beside`` where there is something."""
         config: dict[str, Any] = {"round": self.round, "settings": self.settings, "cohort": list(self.cohort), "sums": self.sums}
+        config |= {"work": self.work} if self.work else {}
         beside = {"beside": to_arrays(dict(self.beside))} if self.beside else {}
         return RecordDict({"arrays": to_arrays(self.weights), "config": ConfigRecord(config), **beside})
 

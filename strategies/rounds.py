@@ -9,6 +9,7 @@ from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from strategies.adapting import Adapting
 from strategies.continual import Continual
 from strategies.data_free import DataFree
 from strategies.fedavg import FedAvg
@@ -16,7 +17,7 @@ from strategies.fedbuff import FedBuff
 from strategies.keep import answered
 from strategies.tensors import from_arrays, to_arrays
 
-Resumable = Continual | DataFree | FedAvg | FedBuff
+Resumable = Adapting | Continual | DataFree | FedAvg | FedBuff
 POLL = 0.05  # seconds between two looks for a reply
 
 

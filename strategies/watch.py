@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from fedimpr.errors import UpdateError
 from fedimpr.impressions import Bank
@@ -97,6 +98,9 @@ class Watch(Protocol):
     def mined(self, round: int, method: str, bank: Bank, teacher: nn.Module) -> None:
         """A method has mined its impressions of this round."""
 
+    def sources(self, round: int, clients: Sequence[int], models: Sequence[nn.Module], weights: Tensor) -> None:
+        """The models of single source clients, and their weights, (M,), sum 1: how useful they are to the targets."""
+
 
 class Nobody:
     """Looks at nothing."""
@@ -120,4 +124,7 @@ class Nobody:
         """Passed over."""
 
     def mined(self, round: int, method: str, bank: Bank, teacher: nn.Module) -> None:
+        """Passed over."""
+
+    def sources(self, round: int, clients: Sequence[int], models: Sequence[nn.Module], weights: Tensor) -> None:
         """Passed over."""

@@ -8,7 +8,8 @@ what lies between the batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -116,3 +117,17 @@ def _layers(model: nn.Module) -> dict[str, _BatchNorm]:
 
 def _buffers(model: nn.Module) -> dict[str, Tensor]:
     return {f"{name}.{key}": buffer for name, layer in _layers(model).items() for key, buffer in layer.named_buffers(recurse=False)}
+
+
+@contextmanager
+def unremembered(model: nn.Module) -> Iterator[None]:
+    """A block in which batch-norm layers in training mode normalise by the batch and remember nothing of it but that there was one."""
+    layers = list(_layers(model).values())
+    momenta = [layer.momentum for layer in layers]
+    try:
+        for layer in layers:
+            layer.momentum = 0.0
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fedimpr.data.decoding import Rows, Shape, decode
+from fedimpr.data.domains import DOMAIN_SOURCES
 from fedimpr.data.images import Dataset, Images
 from fedimpr.data.sources import SOURCES
 from fedimpr.data.splits import hold_out
@@ -33,8 +34,10 @@ def load(
 
     Args:
         name: of the data set.
-        source: which entry of ``sources`` to take: ``embedded``, ``parquet``, ``folder``, ``torchvision`` or ``huggingface``.
-        sources: where the data set may come from; what each entry holds stands with the functions of :mod:`fedimpr.data.sources`.
+        source: which entry of ``sources`` to take: ``embedded``, ``parquet``, ``folder``, ``torchvision`` or ``huggingface``; or, of data
+            sets of several domains, ``joined`` or ``shifted``.
+        sources: where the data set may come from; what each entry holds stands with the functions of :mod:`fedimpr.data.sources` and of
+            :mod:`fedimpr.data.domains`.
         folder: holds the files, or takes the downloads.
         cache: a folder for decoded images.
         shape: (C, H, W) of the images, C 1 or 3.
@@ -50,14 +53,15 @@ def load(
         DataError: files are missing or damaged, an image has another size than ``shape``, labels are out of range, or a class has no
             training image.
     """
-    if source not in sources or source not in SOURCES:
-        raise ConfigError("dataset.source", source, f"one of {', '.join(key for key in sources if key in SOURCES)} for {name}")
+    kinds = SOURCES | DOMAIN_SOURCES
+    if source not in sources or source not in kinds:
+        raise ConfigError("dataset.source", source, f"one of {', '.join(key for key in sources if key in kinds)} for {name}")
     if evaluate not in ("test", "validation"):
         raise ConfigError("dataset.evaluate", evaluate, "test or validation")
     size = _shape(shape)
 
     def part(which: Any) -> Images:
-        rows = SOURCES[source](which, sources[source], Path(folder).expanduser(), split_seed)
+        rows = kinds[source](which, sources[source], Path(folder).expanduser(), split_seed)
         names = _checked(rows, classes)
         pixels = decode(rows, shape=size, resize=resize, cache=Path(cache).expanduser())
         return Images(pixels, rows.labels, names, rows.domains, rows.domain_names)

@@ -2,6 +2,7 @@
 
 from fedimpr.distillation.contrastive import ContrastiveRepresentation
 from fedimpr.distillation.distil import Distillation, Mining, Spent, mine_and_distil
+from fedimpr.distillation.mine import mine
 from fedimpr.distillation.objectives import LogitL1, LogitMSE, Objective, SoftDivergence, soft_divergence
 from fedimpr.distillation.resuming import Saves
 
@@ -15,6 +16,7 @@ __all__ = [
     "Saves",
     "SoftDivergence",
     "Spent",
+    "mine",
     "mine_and_distil",
     "soft_divergence",
 ]
