@@ -109,14 +109,23 @@ def test_every_experiment_composes_and_goes_to_json_and_back(name: str) -> None:
 
 CHOICES: dict[str, list[str]] = {}
 for path in sorted(CONFIGS.glob("*/*.yaml")):
-    if path.parent.name not in ("experiment", "study"):
+    if path.parent.name not in ("experiment", "study", "continual"):
         CHOICES.setdefault(path.parent.name, []).append(path.stem)
 
 
 @pytest.mark.parametrize("place", range(max(map(len, CHOICES.values()))))
 def test_every_choice_of_every_group_composes(place: int) -> None:
     """The first choices of all groups, the second ones, and so on; a group with fewer begins again."""
-    composed([f"{group}={choices[place % len(choices)]}" for group, choices in CHOICES.items()])
+    chosen = {group: choices[place % len(choices)] for group, choices in CHOICES.items()}
+    if (chosen["strategy"] == "continual") != (chosen["tasks"] != "none"):  # neither goes without the other
+        chosen["tasks"] = "none" if chosen["strategy"] != "continual" else "class_incremental"
+    composed([f"{group}={choice}" for group, choice in chosen.items()])
+
+
+@pytest.mark.parametrize("tasks", [choice for choice in CHOICES["tasks"] if choice != "none"])
+@pytest.mark.parametrize("row", sorted(path.stem for path in (CONFIGS / "continual").glob("*.yaml")))
+def test_every_way_to_go_on_composes_with_every_way_to_cut_tasks(row: str, tasks: str) -> None:
+    composed([f"tasks={tasks}", f"continual={row}"])
 
 
 def test_the_hash_knows_what_decides_a_result() -> None:

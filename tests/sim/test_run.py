@@ -309,6 +309,7 @@ def test_test_labels_decide_nothing_but_the_scores(tmp_path: Path, monkeypatch: 
     data = dataset_of(tiny(tmp_path, methods=["cmi", "di"]))
     wrong = replace(data, test=replace(data.test, labels=(data.test.labels + 1) % 10))
     monkeypatch.setattr(recorder, "dataset_of", lambda settings: wrong)
+    monkeypatch.setattr(recorder, "evaluation_of", lambda settings: (wrong.test, {}))
     run_local(tiny(tmp_path / "wrong", methods=["cmi", "di"]))
     files = sorted(path.name for path in (tmp_path / "true").glob("*.safetensors"))
     assert len(files) == 4
