@@ -152,7 +152,7 @@ def priors(**weights: Any) -> Priors:
 def learns(b: Budget, objective: Objective | None = None, views: Augmentation | None = None) -> Distillation:
     """How every student learns."""
     return Distillation(
-        steps=b.steps, batch_size=b.batch, optimizer=b.optimizer, lr=b.lr, momentum=0.9, momentum_kept=False, weight_decay=b.weight_decay,
+        steps=b.steps, batch_size=b.batch, optimizer=b.optimizer, lr=b.lr, momentum=0.9, weight_decay=b.weight_decay,
         objective=objective or b.objective, views=views or b.views,
     )  # fmt: skip
 
