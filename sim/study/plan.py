@@ -222,9 +222,12 @@ def checked(study: Study) -> Settings:
         others = {key: value for key, value in first.values.items() if key != name}
         for point in points:
             if {key: value for key, value in point.values.items() if key != name} == others:
-                twin = seen.setdefault(_composed(point.overrides).hash(), point.values[name])
-                if twin != point.values[name]:
-                    raise ConfigError(f"axes.{name}", point.values[name], f"values that make runs of their own: {twin} makes the same")
+                value = point.values[name]
+                # Seeds may be a thousand, and a whole number is a seed.
+                run = value.lstrip("0") if name == "seed" and value.isdigit() else _composed(point.overrides).hash()
+                twin = seen.setdefault(run, value)
+                if twin != value:
+                    raise ConfigError(f"axes.{name}", value, f"values that make runs of their own: {twin} makes the same")
     return settings
 
 
