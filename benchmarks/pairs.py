@@ -263,9 +263,8 @@ def trained(*stages: tuple[int, float], batch: int, views: Views) -> Callable[..
         return [
             LocalTraining(
                 epochs=epochs, batch_size=batch, lr=lr, momentum=0.9, momentum_kept=False, weight_decay=5e-4, clip=5.0, views=views
-            )
-            for epochs, lr in chosen
-        ]
+            ) for epochs, lr in chosen
+        ]  # fmt: skip
 
     return made
 

@@ -17,6 +17,7 @@ from sim.local import run_local
 from tests.sim.tiny import assert_same, overrides
 
 ROWS = sorted(path.stem for path in (CONFIGS / "continual").glob("*.yaml"))
+QUICK = ("di", "finetuning", "target")  # for the others a second or more each
 
 
 def stream(output: Path, row: str, *more: str) -> Settings:
@@ -27,7 +28,7 @@ def stream(output: Path, row: str, *more: str) -> Settings:
     return composed([f"continual={row}", *tasks, *small, f"output='{output}'", *more])
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", [row if row in QUICK else pytest.param(row, marks=pytest.mark.slow) for row in ROWS])
 def test_every_row_learns_task_after_task(row: str, tmp_path: Path) -> None:
     run_local(stream(tmp_path, row))
     told = json.loads((tmp_path / "continual.json").read_text())
