@@ -260,11 +260,8 @@ def trained(*stages: tuple[int, float], batch: int, views: Views) -> Callable[..
 
     def made(tiny: bool) -> list[LocalTraining]:
         chosen = ((1, stages[0][1]),) if tiny else stages
-        return [
-            LocalTraining(
-                epochs=epochs, batch_size=batch, lr=lr, momentum=0.9, momentum_kept=False, weight_decay=5e-4, clip=5.0, views=views
-            ) for epochs, lr in chosen
-        ]  # fmt: skip
+        same = {"batch_size": batch, "momentum": 0.9, "momentum_kept": False, "weight_decay": 5e-4, "clip": 5.0, "views": views}
+        return [LocalTraining(epochs=epochs, lr=lr, **same) for epochs, lr in chosen]
 
     return made
 
