@@ -132,17 +132,6 @@ def test_impressions_of_every_task_get_a_picture(tmp_path: Path) -> None:
     assert plots.DPI  # the pictures are those of the report
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.parametrize("row", ["di", "exemplars"])
-def test_on_ray_it_ends_in_the_same_weights(row: str, tmp_path: Path) -> None:
-    from sim.on_ray import run_on_ray
-
-    run_local(stream(tmp_path / "local", row))
-    run_on_ray(stream(tmp_path / "ray", row, "runtime=ray", "runtime.workers=2"))
-    assert_same(tmp_path / "local", tmp_path / "ray")
-
-
 @pytest.mark.slow
 def test_memory_is_bounded_over_a_hundred_tasks(tmp_path: Path) -> None:
     """A bank of thirty impressions and the two newest states, however many tasks there were."""
@@ -157,7 +146,7 @@ def test_memory_is_bounded_over_a_hundred_tasks(tmp_path: Path) -> None:
     for _ in range(100):
         strategy._mine(model, 2, 3)  # type: ignore[union-attr]
         sizes.append(size_of(strategy.state_dict()))
-    assert len(strategy.bank) == 30 and sizes[-1] <= sizes[5]  # type: ignore[union-attr]
+    assert len(strategy.bank) == 30 and sizes[-1] <= sizes[5] + 10  # digits of a count
 
 
 @pytest.mark.parametrize(
