@@ -6,6 +6,7 @@ import functools
 import json
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
@@ -13,7 +14,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from fedimpr import seeds
-from fedimpr.training import LocalTraining
+from fedimpr.training import LocalTraining, cross_entropy
 from fedimpr.update import Update
 from sim import adapting
 from sim._flwr import CLIENT_APP_RAISED
@@ -93,8 +94,11 @@ def train_partition(settings: Settings, partition: int, asked: Instruction, kept
             model = build_model(settings, partition, classes)
         model.to(device_of(settings))
         training, generator = _training(json.dumps(settings.training)), seeds.generator(settings.seed, "training", asked.round, partition)
-        momentum = kept if training.momentum_kept else None
-        metrics = training(model, data, generator, lesson, momentum=momentum)
+        # A training of a user's own need not know of what it is not asked for.
+        more: dict[str, Any] = {} if lesson is cross_entropy else {"lesson": lesson}
+        if getattr(training, "momentum_kept", False):
+            more["momentum"] = kept
+        metrics = training(model, data, generator, **more)
     return Update(
         partition=partition,
         round=asked.round,

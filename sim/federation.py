@@ -261,7 +261,7 @@ def check(settings: Settings) -> None:
     training = construct(settings.training, "training")
     if settings.tasks is not None and settings.faults:
         raise ConfigError("faults", sorted(settings.faults), "none with tasks")
-    if settings.tasks is not None and training.momentum_kept:
+    if settings.tasks is not None and getattr(training, "momentum_kept", False):
         raise ConfigError("training.momentum_kept", True, "false with tasks: the head grows, and what was kept of it does not")
     for partition in (None, *range(len(settings.client_models or ()))):
         build_model(settings, partition)
