@@ -25,7 +25,7 @@ from fedimpr.continual.head import grown, narrowed
 from fedimpr.continual.rehearsal import Memory, Rehearsal
 from fedimpr.data import Images
 from fedimpr.devices import placed
-from fedimpr.distillation import Distillation, mine_and_distil
+from fedimpr.distillation import Distillation, mine, mine_and_distil
 from fedimpr.errors import ConfigError
 from fedimpr.impressions import Bank, Impressions, Source
 from fedimpr.states import size_of, under
@@ -167,7 +167,16 @@ class Continual(Strategy):
                 saves=Part(fed.keep, round, f"impressions by {self.name}"),
             )  # fmt: skip
         else:
-            held.add(synthesizer.synthesize(teacher, method.mining.images, generator, shape=fed.shape, progress=progress), source)
+            mine(
+                teacher,
+                synthesizer,
+                mining=method.mining,
+                bank=held,
+                source=source,
+                shape=fed.shape,
+                generator=generator,
+                progress=progress,
+            )
         known = held.targets.new_zeros(len(held), len(task.seen))
         known[:, new.to(known.device)] = held.targets
         self.bank.add(Impressions(held.images, known, new.to(held.labels.device)[held.labels], 0, "; ".join(held.notes)), source)

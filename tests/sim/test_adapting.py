@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +13,13 @@ from fedimpr.adaptation import reestimate
 from fedimpr.ensemble import Ensemble
 from fedimpr.errors import FedimprError
 from sim.adapting import evaluation_of
-from sim.checkpoint import States
 from sim.config import composed, construct
 from sim.federation import check, dataset_of, shard_of
 from sim.local import run_local
 from sim.results import read_metrics
 from strategies.records import Instruction
 from tests.sim.adapting_tiny import WAYS, adapting, adapting_overrides
+from tests.sim.power import Stopped, stopping
 from tests.sim.tiny import assert_same, weights
 
 
@@ -135,26 +133,6 @@ def test_a_source_with_another_order_of_its_labels_has_no_weight_beside_two_that
 
 
 # Interrupted
-
-
-class Stopped(BaseException):
-    """The power went."""
-
-
-@contextmanager
-def stopping(savings: int) -> Iterator[None]:
-    """Let the power go after a number of savings."""
-    counted, write = [0], States._write
-
-    def counting(*arguments) -> None:
-        write(*arguments)
-        counted[0] += 1
-        if counted[0] == savings:
-            raise Stopped
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(States, "_write", counting)
-        yield
 
 
 # Of the first round: its end. Of the survey: the updates, the impressions of two sources, its end. Of the third: its end.

@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from sim.grid import LocalGrid
 from sim.local import run_local
 from sim.results import read_metrics
 from strategies.keep import Received
+from tests.sim.power import Stopped, stopping
 from tests.sim.tiny import overrides, tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,26 +51,6 @@ def small(folder: Path, *more: str, resume: Path | None = None) -> Settings:
 
 def resumed(folder: Path, *more: str) -> Settings:
     return small(folder, *more, resume=folder)
-
-
-class Stopped(BaseException):
-    """The power went."""
-
-
-@contextmanager
-def stopping(savings: int) -> Iterator[None]:
-    """Let the power go after a number of savings."""
-    counted, write = [0], States._write
-
-    def counting(*arguments) -> None:
-        write(*arguments)
-        counted[0] += 1
-        if counted[0] == savings:
-            raise Stopped
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(States, "_write", counting)
-        yield
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
