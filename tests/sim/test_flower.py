@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,13 @@ def mark(monkeypatch: pytest.MonkeyPatch) -> str:
     return word
 
 
+@pytest.fixture
+def remaining(mark: str) -> Callable[[], list[str | int]]:
+    """What the test started that has not ended or was not waited for; what Ray left of an earlier test does not count."""
+    before = zombies_of_ours()
+    return lambda: [*left_behind(mark), *(zombies_of_ours() - before)]
+
+
 def left_behind(word: str) -> list[str]:
     """The command lines of all other processes, zombies included, that carry the word."""
     found = []
@@ -95,9 +104,14 @@ def left_behind(word: str) -> list[str]:
     return found
 
 
-def zombies_of_ours() -> list[int]:
-    stats = [(p, p.read_text().rpartition(")")[2].split()) for p in Path("/proc").glob("[0-9]*/stat") if p.exists()]
-    return [int(p.parent.name) for p, (state, parent, *_) in stats if state == "Z" and int(parent) == os.getpid()]
+def zombies_of_ours() -> set[int]:
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, parent, *_ = (process / "stat").read_text().rpartition(")")[2].split()
+            if state == "Z" and int(parent) == os.getpid():
+                found.add(int(process.name))
+    return found
 
 
 def temporary() -> set[str]:
@@ -111,7 +125,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes 
 @pytest.mark.slow
 @pytest.mark.ray
 def test_server_and_clients_run_the_code_of_the_tree_that_was_named(
-    tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, remaining: Callable[[], list[str | int]], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(toy(tmp_path / "other", "the wrong tree"))
     project, before = toy(tmp_path / "right_one", "the right tree"), temporary()
@@ -126,13 +140,15 @@ def test_server_and_clients_run_the_code_of_the_tree_that_was_named(
     assert err == ""
     assert (project / "pyproject.toml").read_text() == PYPROJECT
     assert sorted(p.name for p in project.iterdir()) == ["pyproject.toml", "toy"]
-    assert left_behind(mark) == [] and zombies_of_ours() == [] and temporary() == before
+    assert remaining() == [] and temporary() == before
 
 
 @linux
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_failing_server_app_is_a_failure_with_one_line_and_a_log(tmp_path: Path, mark: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_server_app_is_a_failure_with_one_line_and_a_log(
+    tmp_path: Path, remaining: Callable[[], list[str | int]], capfd: pytest.CaptureFixture[str]
+) -> None:
     assert flower.run(["raise"], nodes=2, project=toy(tmp_path / "a", "here"), timeout=120) == 1
     out, err = capfd.readouterr()
     assert out == 'server from here with ["raise"]\n'
@@ -141,7 +157,7 @@ def test_a_failing_server_app_is_a_failure_with_one_line_and_a_log(tmp_path: Pat
     log = Path(place.removeprefix("flwr run: the full log is "))
     assert "Traceback" in log.read_text()
     log.unlink()
-    assert left_behind(mark) == [] and zombies_of_ours() == []
+    assert remaining() == []
 
 
 @linux
@@ -224,7 +240,9 @@ def test_the_screen_shows_our_lines_and_the_log_shows_all(capsys: pytest.Capture
 
 
 @linux
-def test_an_orphan_in_a_session_of_its_own_is_found_and_ended(mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_orphan_in_a_session_of_its_own_is_found_and_ended(
+    mark: str, remaining: Callable[[], list[str | int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(processes, "GRACE_SECONDS", 0.2)
     code = "import subprocess, time; subprocess.Popen(['sh', '-c', 'sleep 60 & sleep 60'], start_new_session=True); time.sleep({})"
     family = processes.Family()
@@ -237,4 +255,4 @@ def test_an_orphan_in_a_session_of_its_own_is_found_and_ended(mark: str, monkeyp
         parent.wait()
         assert len(left_behind(mark)) == 3
         family.kill()
-    assert left_behind(mark) == [] and zombies_of_ours() == []
+    assert remaining() == []
