@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a few runs, written nowhere but to the screen")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        cost = overhead(Path(folder) / "short", runs=2 if asked.tiny else 6)
+        cost = overhead(Path(folder) / "short", runs=2 if asked.tiny else 8)
         memory = flat(Path(folder) / "many", runs=6 if asked.tiny else MANY)
     text = [
         "| the same runs, one at a time | seconds | above the runs' own |", "|---|---|---|",

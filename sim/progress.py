@@ -7,11 +7,11 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
+from typing import SupportsFloat
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
-from torch import Tensor
 
 from sim.stages import Rounds, Stage, Work, duration, speed
 from sim.view import View
@@ -102,5 +102,7 @@ class Progress:
 
 
 def _words(info: Mapping[str, object]) -> str:
-    words = {name: f"{float(value):.4g}" if isinstance(value, float | Tensor) else str(value) for name, value in info.items()}
+    # A tensor is told by what it can do: a study's own process shows progress too, and has no need of PyTorch.
+    number = {name: isinstance(value, SupportsFloat) and not isinstance(value, int) for name, value in info.items()}
+    words = {name: f"{float(value):.4g}" if number[name] else str(value) for name, value in info.items()}  # type: ignore[arg-type]
     return ", ".join(f"{name} {word}" for name, word in words.items())

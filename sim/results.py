@@ -18,13 +18,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from safetensors.torch import save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedimpr.errors import FedimprError
+
+if TYPE_CHECKING:  # PyTorch takes seconds to import, and a study's own process has no need of it
+    from torch import Tensor
 
 Status = Literal["running", "finished", "interrupted", "failed"]
 
@@ -156,6 +155,8 @@ class RunFolder:
 
     def weights(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> Path:
         """Write tensors as ``<name>.safetensors``; texts of the metadata stay as they are, other values become JSON."""
+        from safetensors.torch import save
+
         path = self.path / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}.safetensors"
         notes = {key: value if isinstance(value, str) else _json(value, indent=None).decode().strip() for key, value in metadata.items()}
         # Clones, because safetensors refuses tensors that share memory.
@@ -236,7 +237,8 @@ def machine() -> dict[str, object]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_initialized() else {}
+    torch = sys.modules.get("torch")  # who has not imported it has used no GPU
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch and torch.cuda.is_initialized() else {}
     return {"cpu": cpu, "cores": cores, "system": platform.platform(), **gpu}
 
 

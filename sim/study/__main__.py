@@ -24,6 +24,7 @@ from sim.locks import locked  # noqa: E402
 from sim.progress import Progress  # noqa: E402
 from sim.stages import duration  # noqa: E402
 from sim.study.collect import Collected, begin  # noqa: E402
+from sim.study.job import warm  # noqa: E402
 from sim.study.plan import Point, Study, checked, study_of  # noqa: E402
 from sim.study.running import cores_here, places, run_points, status_of  # noqa: E402
 
@@ -68,10 +69,12 @@ def command(arguments: Sequence[str]) -> int:
     rest = [argument for argument in arguments if argument != "--dry-run"]
     if wrong := next((argument for argument in rest if argument.startswith("--")), None):
         raise ConfigError(wrong, wrong, "key=value, study.<key>=<value>, --dry-run or --help")
-    study = study_of(rest)
+    study, dry = study_of(rest), len(rest) < len(arguments)
+    if not dry and study.address is None:
+        warm()  # beside the composing that follows
     settings = checked(study)
     points = list(study.points())
-    if len(rest) < len(arguments):
+    if dry:
         show(study, settings, points)
         return 0
     typed = [argument for argument in rest if not argument.startswith("study.output=")]  # where it stands is nobody else's business

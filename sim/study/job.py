@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -71,6 +72,12 @@ class Job:
         self.process.join()
 
 
+def warm() -> None:
+    """Let the process that runs are forked from begin to import what they need; returns at once."""
+    forkserver.set_forkserver_preload(["sim.study.warm"])
+    forkserver.ensure_running()
+
+
 def start(overrides: Sequence[str], folder: Path, variables: Mapping[str, str]) -> Job:
     """Play a run in a process forked from one that has imported everything.
 
@@ -79,9 +86,10 @@ def start(overrides: Sequence[str], folder: Path, variables: Mapping[str, str]) 
         folder: the result folder, which also gets ``log.txt``.
         variables: of the environment.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sim.study.warm"])
-    process = context.Process(target=play, args=(list(overrides), folder / "log.txt", dict(variables)), daemon=False)
+    warm()
+    process = multiprocessing.get_context("forkserver").Process(
+        target=play, args=(list(overrides), folder / "log.txt", dict(variables)), daemon=False
+    )
     process.start()
     return Job(process)
 
