@@ -128,6 +128,16 @@ class Bank:
             self._rows[key][places] = rows
         self.added += count
 
+    def thin(self, most: int) -> None:
+        """Keep the first ``most`` impressions of each class; the others leave."""
+        if not len(self):
+            return
+        wanted = F.one_hot(self.labels)
+        kept = ((wanted.cumsum(0) * wanted).sum(1) <= most).nonzero().flatten()
+        for rows in self._rows.values():
+            rows[: len(kept)] = rows[kept]
+        self.added = len(kept)
+
     def sample(self, count: int, generator: torch.Generator) -> Sample:
         """Draw ``count`` impressions with replacement.
 

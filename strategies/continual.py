@@ -51,6 +51,8 @@ class Continual(Strategy):
         course: the tasks, and who works on them when.
         methods: by name; the first one mines. None where nothing is mined.
         distillation: how a student learns while impressions are mined, for methods that look at one.
+        mines: of which classes impressions are mined when a task is over: all that were ``"seen"``, or those that were ``"new"`` in it. The
+            new ones join those of earlier tasks, and each class gets the same share of the bank.
         rehearsal: what is learnt so as not to forget.
         replay: who replays: the ``"clients"`` in every round, or the ``"server"`` after the last round of a task.
         consolidation: how the server learns where it replays.
@@ -67,6 +69,7 @@ class Continual(Strategy):
         course: Course,
         methods: Mapping[str, Method],
         distillation: Distillation,
+        mines: Literal["seen", "new"],
         rehearsal: Rehearsal,
         replay: Literal["clients", "server"],
         consolidation: LocalTraining | None,
@@ -77,6 +80,10 @@ class Continual(Strategy):
     ) -> None:
         if replay == "server" and (consolidation is None or not methods):
             raise ConfigError("replay", replay, "clients, unless there is a consolidation and a method that mines")
+        if replay == "server" and mines != "new":
+            raise ConfigError("mines", mines, "new where the server replays: by then the model has forgotten the others")
+        if mines == "new" and (old := next((task.name for task in course.tasks if not task.new), None)):
+            raise ConfigError("mines", mines, f"seen where a task has no new class, as {old}")
         if exemplars != "all" and exemplars < 0:
             raise ConfigError("exemplars", exemplars, "'all', or an integer >= 0")
         if federation.fleet is not None:
@@ -85,7 +92,7 @@ class Continual(Strategy):
         self.federation, self.course, self.distillation = federation, course, distillation
         self.name = next(iter(methods), "")
         self.method = methods.get(self.name)
-        self.rehearsal, self.replay, self.consolidation, self.student = rehearsal, replay, consolidation, student
+        self.mines, self.rehearsal, self.replay, self.consolidation, self.student = mines, rehearsal, replay, consolidation, student
         self.minimum_updates, self.timeout = minimum_updates, timeout
         self.bank = Bank(1 if self.method is None else self.method.mining.capacity)
         self.previous: dict[str, Tensor] = {}  # the global weights at the end of the step before
@@ -147,12 +154,13 @@ class Continual(Strategy):
         return beside
 
     def _mine(self, model: nn.Module, step: int, round: int) -> None:
-        """Mine what the model knows; where the server replays, what it has just learnt: it has forgotten the rest."""
+        """Mine what the model knows, or what it has just learnt, into the bank."""
         assert self.method is not None
         fed, task, method = self.federation, self.course.tasks[step], self.method
-        new = torch.tensor(task.new if self.replay == "server" and len(task.new) > 1 else task.seen)
-        weights = narrowed(model.state_dict(), fed.reference(None, len(new)), new)
-        teacher = placed(loaded(fed.build(None, len(new)), weights), fed.device)
+        # No model tells one class from nothing: with a single new one, all are mined, and the others are not taken.
+        asked = torch.tensor(task.new if self.mines == "new" and len(task.new) > 1 else task.seen)
+        weights = narrowed(model.state_dict(), fed.reference(None, len(asked)), asked)
+        teacher = placed(loaded(fed.build(None, len(asked)), weights), fed.device)
         generator = seeds.generator(fed.seed, f"server/{self.name}", round)
         source = Source(f"global model after task {step + 1}", self.name, round, fed.seed)
         synthesizer, held = copy.deepcopy(method.synthesizer), Bank(method.mining.images)  # what one was told of other classes is of no use
@@ -162,7 +170,7 @@ class Continual(Strategy):
 
         if self.student:
             mine_and_distil(
-                teacher, placed(fed.build(None, len(new)), fed.device), synthesizer, mining=method.mining,
+                teacher, placed(fed.build(None, len(asked)), fed.device), synthesizer, mining=method.mining,
                 distillation=self.distillation, bank=held, source=source, shape=fed.shape, generator=generator, progress=progress,
                 saves=Part(fed.keep, round, f"impressions by {self.name}"),
             )  # fmt: skip
@@ -177,9 +185,15 @@ class Continual(Strategy):
                 generator=generator,
                 progress=progress,
             )
-        known = held.targets.new_zeros(len(held), len(task.seen))
-        known[:, new.to(known.device)] = held.targets
-        self.bank.add(Impressions(held.images, known, new.to(held.labels.device)[held.labels], 0, "; ".join(held.notes)), source)
+        if self.mines == "new":
+            share = max(1, self.bank.capacity // len(task.seen))
+            self.bank.thin(share)
+            held.thin(share)
+        labels = asked.to(held.labels.device)[held.labels]
+        targets = held.targets.new_zeros(len(held), len(task.seen))
+        targets[:, asked.to(targets.device)] = held.targets
+        taken = torch.isin(labels, torch.tensor(task.new if self.mines == "new" else task.seen, device=labels.device))
+        self.bank.add(Impressions(held.images[taken], targets[taken], labels[taken], 0, "; ".join(held.notes)), source)
         fed.watch.mined(round, self.name, self.bank, model)
 
     def _consolidate(self, model: nn.Module, step: int, round: int) -> None:

@@ -72,6 +72,19 @@ def test_pixels_that_are_multiples_of_a_255th_come_out_as_they_went_in() -> None
     assert bank.state_dict()["images"].dtype == torch.uint8  # a quarter of the memory, on disk too
 
 
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=20), st.integers(0, 4), st.integers(1, 12))
+def test_a_thinned_bank_holds_the_first_of_each_class_and_takes_others_in(labels: list[int], most: int, capacity: int) -> None:
+    bank = Bank(capacity)
+    for label in labels:
+        bank.add(numbered([label]), SOURCE)
+    held = bank.labels.tolist()
+    bank.thin(most)
+    kept = [label for place, label in enumerate(held) if held[:place].count(label) < most]
+    assert bank.labels.tolist() == kept
+    bank.add(numbered([9]), SOURCE)
+    assert bank.labels.tolist() == ([*kept, 9] if len(kept) < capacity else [9, *kept[1:]])
+
+
 def test_a_sample_says_where_its_images_stand() -> None:
     bank = Bank(5)
     bank.add(pictures(torch.arange(7).view(-1, 1, 1, 1) / 255), SOURCE)

@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from fedimpr.errors import ConfigError, FedimprError
 from sim import plots
 from sim.by_task import matrices, write_matrices
 from sim.config import CONFIGS, Settings, composed
-from sim.federation import course_of
+from sim.federation import course_of, strategy_of
 from sim.local import run_local
+from strategies import Nobody
+from strategies.continual import Continual
+from tests.sim.adapting_tiny import SHIFTED
 from tests.sim.tiny import assert_same, overrides
 
 ROWS = sorted(path.stem for path in (CONFIGS / "continual").glob("*.yaml"))
@@ -80,6 +84,7 @@ def test_the_server_may_replay_and_late_and_slow_clients_take_part(tmp_path: Pat
         tmp_path / "run",
         "di",
         "strategy.replay=server",
+        "strategy.mines=new",
         f"strategy.consolidation={consolidation}",
         "tasks.joins=[0,1,0]",
         "tasks.behind=[0,0,1]",
@@ -132,12 +137,30 @@ def test_impressions_of_every_task_get_a_picture(tmp_path: Path) -> None:
     assert plots.DPI  # the pictures are those of the report
 
 
+def test_new_classes_join_the_bank_in_equal_shares(tmp_path: Path) -> None:
+    """Room for thirty: of 4 classes 30 // 4 = 7 each at most, then 30 // 7 = 4, then 30 // 10 = 3; the oldest of a class stay."""
+    strategy = strategy_of(stream(tmp_path, "di", "strategy.mines=new", "synthesis.di.mining.images=40"), Nobody())
+    assert isinstance(strategy, Continual) and strategy.bank.capacity == 30
+    before: list[Tensor] = []
+    for step, (classes, share) in enumerate([(4, 7), (7, 4), (10, 3)]):
+        strategy._mine(strategy.federation.build(None, classes), step, step + 1)
+        now = [strategy.bank.images[strategy.bank.labels == k] for k in range(classes)]
+        assert [len(images) for images in now] == [share] * classes
+        assert all(torch.equal(images, old[:share]) for images, old in zip(now, before, strict=False))
+        before = now
+
+
+def test_only_classes_that_are_new_can_join_alone(tmp_path: Path) -> None:
+    small = [part for part in overrides(methods=["di"]) if not part.startswith("synthesis=")]
+    domains = ["tasks=domain_incremental", "tasks.rounds=1", "partition=iid", "dataset.source=shifted", SHIFTED]
+    with pytest.raises(ConfigError, match="config key 'strategy.mines' is 'new'; allowed: seen where a task has no new class, as"):
+        run_local(composed(["continual=di", *small, *domains, f"output='{tmp_path}'", "strategy.mines=new"]))
+
+
 @pytest.mark.slow
 def test_memory_is_bounded_over_a_hundred_tasks(tmp_path: Path) -> None:
     """A bank of thirty impressions and the two newest states, however many tasks there were."""
     from fedimpr.states import size_of
-    from sim.federation import strategy_of
-    from strategies import Nobody
 
     settings = stream(tmp_path, "di", "strategy.rehearsal.batch_size=4")
     strategy = strategy_of(settings, Nobody())
