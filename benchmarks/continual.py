@@ -3,8 +3,8 @@
     python benchmarks/continual.py split_mnist --seeds 0 1 2 --workers 2
     python benchmarks/continual.py split_mnist --rows di target --validation
 
-Runs ``python -m sim experiment=... continual=...`` once a seed and row; all have the same clients, rounds and steps. Every finished run
-is a line of ``results/continual_<experiment>.jsonl``; a command that was stopped goes on with the runs that are missing.
+Runs ``python -m sim experiment=... continual=...`` once a seed and row, on one core; all have the same clients and rounds. Every finished
+run is a line of ``results/continual_<experiment>.jsonl``; a command that was stopped goes on with the runs that are missing.
 ``results/continual_<experiment>`` is the table over all of them. ``--validation`` holds a tenth of the training images out and leaves the
 test set unread; ``--more`` changes settings, such as the partition, and names the result.
 """
@@ -60,7 +60,7 @@ def main() -> None:
 def play(experiment: str, row: str, seed: int, more: list[str]) -> dict:
     """One seed and row, in a process of its own: the measures, and the accuracy matrix of the first candidate."""
     with tempfile.TemporaryDirectory() as folder:
-        words = [f"experiment={experiment}", f"continual={row}", f"seed={seed}", f"output={folder}", *more]
+        words = [f"experiment={experiment}", f"continual={row}", f"seed={seed}", f"output={folder}", "runtime.threads=1", *more]
         subprocess.run([sys.executable, "-m", "sim", *words], cwd=ROOT, check=True, env={"OMP_NUM_THREADS": "1", **os.environ})
         told = json.loads((Path(folder) / "continual.json").read_text())["methods"]["FedAvg"]
         wall = json.loads((Path(folder) / "run.json").read_text())["wall_seconds"]
