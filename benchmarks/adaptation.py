@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
 
-from common import RESULTS, ROOT, write
+from common import RESULTS, ROOT, named, write
 
 TARGETS = {
     "mnist_shifts": ("rotated", "inverted", "blended"),
@@ -103,11 +103,6 @@ def gap(rows: dict[str, dict], name: str) -> float | None:
     """How much of the way from the best single source to the oracle a row goes, in %; nothing where there is no way to go."""
     least, most = rows[BEST]["accuracy"], rows[ORACLE]["accuracy"]
     return 100 * (rows[name]["accuracy"] - least) / (most - least) if most > least else None
-
-
-def named(override: str) -> str:
-    """An override as a part of a file's name."""
-    return "".join(letter if letter.isalnum() else "-" for letter in override)
 
 
 if __name__ == "__main__":

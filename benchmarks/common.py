@@ -25,3 +25,8 @@ def write(name: str, command: str, result: dict, table: str) -> None:
     facts = "\n".join(f"- {key}: {value}" for key, value in {**head, "gpu": gpu}.items())
     (RESULTS / f"{name}.md").write_text(f"# {name}\n\n`{command}`\n\n{table}\n\n{facts}\n")
     print(table)
+
+
+def named(override: str) -> str:
+    """An override as a part of a file's name."""
+    return "".join(letter if letter.isalnum() else "-" for letter in override)

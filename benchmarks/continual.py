@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
 
-from common import RESULTS, ROOT, write
+from common import RESULTS, ROOT, named, write
 
 ROWS = ("finetuning", "lwf", "target", "mfcl", "lander", "di", "cmi", "exemplars", "joint")
 MEASURES = {
@@ -40,8 +40,7 @@ def main() -> None:
     parser.add_argument("--validation", action="store_true", help="evaluate on held-out training images")
     parser.add_argument("--more", nargs="*", default=[], help="further overrides of the settings, which also name the result")
     asked = parser.parse_args()
-    suffix = "".join("_" + "".join(letter if letter.isalnum() else "-" for letter in text) for text in asked.more)
-    name = f"continual_{asked.experiment}{'_validation' * asked.validation}{suffix}"
+    name = f"continual_{asked.experiment}{'_validation' * asked.validation}{''.join(f'_{text}' for text in map(named, asked.more))}"
     file = RESULTS / f"{name}.jsonl"
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     found = {(run["row"], run["seed"]) for run in done}
