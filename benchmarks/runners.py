@@ -39,7 +39,7 @@ from torch import Tensor, nn  # noqa: E402
 from fedimpr import seeds  # noqa: E402
 from fedimpr.data import Dataset, Images  # noqa: E402
 from fedimpr.update import Update  # noqa: E402
-from sim import client_app  # noqa: E402
+from sim import client_app, lessons  # noqa: E402
 from sim.config import Settings, composed, construct  # noqa: E402
 from sim.federation import build_model, strategy_of, warm_model  # noqa: E402
 from strategies import Nobody  # noqa: E402
@@ -113,7 +113,7 @@ def rewritten(message: Message, context: Context) -> Message:
 
 def trained(message: Message, context: Context) -> Message:
     """The library's client on a data set of noise."""
-    client_app.dataset_of, client_app.partition_of = lambda settings: noise(), lambda settings: shards()
+    lessons.shard_of = lambda settings, partition: noise().train.subset(shards().indices[partition])
     return client_app.train(message, context)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from fedimpr import seeds
 from fedimpr.data import Images
@@ -93,10 +95,8 @@ class LocalTraining:
             FedimprError: the loss is not finite.
         """
         device = device_of(model)
-        sgd = torch.optim.SGD(model.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay)
-        named = dict(model.named_parameters())
-        for name, velocity in (momentum or {}).items():
-            sgd.state[named[name]]["momentum_buffer"] = velocity.to(device, copy=True)
+        named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        velocities = {name: velocity.to(device, copy=True) for name, velocity in (momentum or {}).items()}
         model.train()
         totals = torch.zeros(3, device=device)  # loss, hits, images of the present epoch
         with seeds.isolated(seeds.draw_seed(generator)):  # for models with dropout
@@ -107,10 +107,10 @@ class LocalTraining:
                         continue
                     images, labels = (part.to(device, non_blocking=True) for part in data.batch(places))
                     loss, logits = lesson(model, self.views(images, generator), labels, generator)
-                    sgd.zero_grad()
+                    model.zero_grad()
                     loss.backward()
-                    nn.utils.clip_grad_norm_(model.parameters(), self.clip)
-                    sgd.step()
+                    nn.utils.clip_grad_norm_(named.values(), self.clip)
+                    self._step(named, velocities)
                     hits = (logits.argmax(1) == labels).sum()
                     totals += torch.stack([loss.detach() * len(labels), hits, torch.tensor(float(len(labels)), device=device)])
         model.eval()
@@ -118,5 +118,23 @@ class LocalTraining:
         if not loss_sum == loss_sum or loss_sum == float("inf"):
             raise FedimprError("the loss is not finite", stage="local training", value=loss_sum, remedy="Lower training.lr.")
         if momentum is not None:
-            momentum |= {name: sgd.state[parameter]["momentum_buffer"].cpu() for name, parameter in named.items() if parameter in sgd.state}
+            momentum |= {name: velocity.cpu() for name, velocity in velocities.items()}
         return {"loss": loss_sum / seen, "accuracy": hits_sum / seen}
+
+    @torch.no_grad()
+    def _step(self, named: Mapping[str, nn.Parameter], velocities: dict[str, Tensor]) -> None:
+        """One step of SGD, by the function inside ``torch.optim.SGD``: that class imports PyTorch's compiler, two seconds a process."""
+        learnt = {name: parameter for name, parameter in named.items() if parameter.grad is not None}
+        buffers = [velocities.get(name) for name in learnt]
+        sgd(
+            list[Tensor](learnt.values()),
+            [parameter.grad for parameter in learnt.values() if parameter.grad is not None],
+            buffers,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+            lr=self.lr,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
+        velocities |= {name: buffer for name, buffer in zip(learnt, buffers, strict=True) if buffer is not None}

@@ -6,12 +6,13 @@ one record: all updates, or their sum.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedimpr.errors import UpdateError
@@ -45,7 +46,7 @@ class Instruction:
 
     def to_record(self) -> RecordDict:
         """As Flower records: ``arrays``, ``config``, and ``beside`` where there is something."""
-        config: dict[str, Any] = {"round": self.round, "settings": self.settings, "cohort": list(self.cohort), "sums": self.sums}
+        config: dict[str, Any] = {"round": self.round, "settings": self.settings, "cohort": written(self.cohort), "sums": self.sums}
         config |= {"work": self.work} if self.work else {}
         beside = {"beside": to_arrays(dict(self.beside))} if self.beside else {}
         return RecordDict({"arrays": to_arrays(self.weights), "config": ConfigRecord(config), **beside})
@@ -53,9 +54,20 @@ class Instruction:
     @classmethod
     def from_record(cls, content: RecordDict) -> Instruction:
         """What :meth:`to_record` gave."""
-        config: Any = dict(content.config_records["config"])
-        beside = from_arrays(content.array_records["beside"]) if "beside" in content.array_records else {}
-        return cls(weights=from_arrays(content.array_records["arrays"]), beside=beside, **config)
+        records: Any = content  # not by its ``array_records``, which goes through them all each time
+        config, beside = dict(records["config"]), from_arrays(records["beside"]) if "beside" in records else {}
+        return cls(weights=from_arrays(records["arrays"]), beside=beside, **config | {"cohort": read(config["cohort"])})
+
+
+def written(cohort: Iterable[int]) -> str:
+    """A cohort as one value: Flower looks at each number of a list, for each client once more."""
+    return " ".join(map(str, cohort))
+
+
+@functools.lru_cache(maxsize=1)
+def read(cohort: str) -> tuple[int, ...]:
+    """What :func:`written` gave."""
+    return tuple(map(int, cohort.split()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,15 +119,15 @@ def answer_from_message(message: Message, partitions: Sequence[int], round: int,
     """The answer inside a node's reply; where it cannot be read, an error for each of the partitions that it was asked for."""
     if message.has_error():
         return Answer(updates=[], errors=[_failed(message.error.reason, partition, round) for partition in partitions])
-    content = message.content
-    reasons: Any = dict(content.config_records[REASONS]) if REASONS in content.config_records else {}
+    content: Any = message.content
+    reasons = dict(content[REASONS]) if REASONS in content else {}
     trained = [partition for partition in partitions if str(partition) not in reasons]
     errors = [_failed(reasons[str(partition)], partition, round) for partition in partitions if str(partition) in reasons]
     sent = _sent(content, trained)
     if sums:  # as a whole or not at all: nobody can take a part out of it
         try:
             updates = [_update(content, partition, round, sums=True) for partition in trained]
-            return Answer(updates=updates, sums=from_arrays(content.array_records["sum"]), errors=errors, sent=sent)
+            return Answer(updates=updates, sums=from_arrays(content["sum"]), errors=errors, sent=sent)
         except Exception as error:
             return Answer(updates=[], errors=[*errors, *(_unreadable(error, partition, round) for partition in trained)], sent=sent)
     updates = []
@@ -134,21 +146,20 @@ def shared(total: int, partitions: Sequence[int]) -> dict[int, int]:
     }
 
 
-def _sent(content: RecordDict, partitions: Sequence[int]) -> dict[int, int]:
+def _sent(content: Any, partitions: Sequence[int]) -> dict[int, int]:
     """The bytes of each partition's tensors: its weights, its part of a sum, its label counts at eight bytes each."""
-    arrays, metrics = content.array_records, content.metric_records
-    sent = shared(size_of(arrays["sum"]) if "sum" in arrays else 0, partitions)
+    size = lambda name: size_of(content[name]) if isinstance(content.get(name), ArrayRecord) else 0  # noqa: E731
+    sent = shared(size("sum"), partitions)
     for partition in partitions:
-        own, counts = f"arrays-{partition}", metrics.get(f"label-counts-{partition}", MetricRecord()).get("counts", ())
-        sent[partition] += (size_of(arrays[own]) if own in arrays else 0) + 8 * (len(counts) if isinstance(counts, Sequence) else 0)
+        counts = content.get(f"label-counts-{partition}", {}).get("counts", ())
+        sent[partition] += size(f"arrays-{partition}") + 8 * (len(counts) if isinstance(counts, Sequence) else 0)
     return sent
 
 
-def _update(content: RecordDict, partition: int, round: int, *, sums: bool) -> Update:
-    metrics: Any = dict(content.metric_records[f"metrics-{partition}"])
-    weights = {} if sums else from_arrays(content.array_records[f"arrays-{partition}"])
-    key = f"label-counts-{partition}"
-    counts: Any = content.metric_records[key]["counts"] if key in content.metric_records else None
+def _update(content: Any, partition: int, round: int, *, sums: bool) -> Update:
+    metrics = dict(content[f"metrics-{partition}"])
+    weights = {} if sums else from_arrays(content[f"arrays-{partition}"])
+    counts = content[key]["counts"] if (key := f"label-counts-{partition}") in content else None
     examples = int(metrics.pop("num-examples"))
     scalars = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
     return Update(partition, round, weights, examples, scalars, None if counts is None else torch.tensor(counts))

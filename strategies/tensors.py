@@ -23,9 +23,21 @@ class TensorArray(Array):
     Whoever holds it shares the tensor's memory: do not change it in place. :meth:`numpy`, which Flower's own methods use, copies.
     """
 
+    tensor: Tensor
+    stype = "numpy.ndarray"
+
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor.detach().cpu()
-        self.dtype, self.shape, self.stype = str(self.tensor.dtype).removeprefix("torch."), tuple(tensor.shape), "numpy.ndarray"
+        self.__dict__["tensor"] = tensor.detach().cpu()  # past the setter of Array, which looks for changes of bytes
+
+    @property
+    def dtype(self) -> str:  # type: ignore[override]
+        """As NumPy calls it."""
+        return str(self.tensor.dtype).removeprefix("torch.")
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Of the tensor."""
+        return tuple(self.tensor.shape)
 
     @property
     def data(self) -> bytes:  # type: ignore[override]
@@ -52,7 +64,11 @@ class TensorArray(Array):
 
 def size_of(record: ArrayRecord) -> int:
     """The bytes of the tensors in a record, which need not be read for it."""
-    return sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in record.values())
+    sizes = (
+        array.tensor.nbytes if isinstance(array, TensorArray) else math.prod(array.shape) * np.dtype(array.dtype).itemsize
+        for array in record.values()
+    )
+    return sum(sizes)
 
 
 def _read(array: np.ndarray[Any, Any]) -> TensorArray:

@@ -85,3 +85,27 @@ def test_a_sum_in_blocks_is_the_sum() -> None:
     for partition, examples in ((0, 2), (1, 3)):
         mean.add(Update(partition, 1, {"w": (numbers + partition).double()}, examples))
     torch.testing.assert_close(mean.weights({"w": numbers.double()})["w"], numbers.double() + 0.6, rtol=1e-15, atol=1e-10)
+
+
+def test_types_do_not_mix_in_a_sum() -> None:
+    """2^24 + 1 is no float32: (2^24 + 1 + 2^24 + 3) / 2 = 2^24 + 2, and (0.5 + 1.5) / 2 = 1 on either side of it."""
+    weights = [{"a": torch.tensor([f]), "n": torch.tensor(2**24 + n), "b": torch.tensor([-f])} for f, n in ((0.5, 1), (1.5, 3))]
+    mean = average(Update(place, 1, one, 1) for place, one in enumerate(weights))
+    assert {name: tensor.item() for name, tensor in mean.items()} == {"a": 1.0, "n": 2**24 + 2, "b": -1.0}
+    assert list(mean) == ["a", "n", "b"] and mean["n"].dtype == torch.int64
+
+
+@given(st.lists(st.tuples(st.sampled_from([torch.float32, torch.float64, torch.int64]), st.integers(0, 90)), min_size=1, max_size=6))
+def test_an_average_in_blocks_is_that_of_each_tensor(tensors: list) -> None:
+    """Blocks of 64 elements, tensors of 0 to 90."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("fedimpr.update.BLOCK", 64)
+        ones = {f"t{i}": torch.arange(size).to(dtype) + i for i, (dtype, size) in enumerate(tensors)}
+        threes = {name: 3 * tensor for name, tensor in ones.items()}
+        mean = Average()
+        for place, weights in enumerate((ones, threes)):
+            update = Update(place, 1, weights, 1)
+            update.check(ones)
+            mean.add(update)
+        assert all(torch.equal(mean.weights(ones)[name], 2 * tensor) for name, tensor in ones.items())
+        assert all(torch.equal(mean.sums[name], 4.0 * tensor) for name, tensor in ones.items())

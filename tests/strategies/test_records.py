@@ -78,7 +78,7 @@ def test_an_instruction_survives_the_journey() -> None:
     asked = Instruction(weights={"w": torch.ones(2)}, round=3, settings='{"seed": 1}', cohort=[2, 5], sums=True)
     got = Instruction.from_record(asked.to_record())
     assert torch.equal(got.weights["w"], torch.ones(2))
-    assert (got.round, got.settings, got.cohort, got.sums, got.beside) == (3, '{"seed": 1}', [2, 5], True, {})
+    assert (got.round, got.settings, got.cohort, got.sums, got.beside) == (3, '{"seed": 1}', (2, 5), True, {})
 
 
 def test_what_clients_learn_from_beside_travels_in_its_own_types() -> None:
