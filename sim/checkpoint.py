@@ -108,6 +108,10 @@ class States:
         """
         self._write(self._part(round, part), state, round, f"saving the state ({part})")
 
+    def journal(self, round: int, part: str) -> Path:
+        """Where a worker that is at the part writes how far it is; it goes with the parts."""
+        return self._part(round, part).with_suffix(".jsonl")
+
     def _part(self, round: int, part: str) -> Path:
         return self.folder / f"round-{round:05d}" / f"{part.replace(' ', '-')}.safetensors"
 

@@ -23,6 +23,7 @@ from sim import tracking
 from sim.config import Settings, call, construct
 from sim.domains import domains_of
 from strategies import Federation, Method, Nobody, Watch
+from strategies.crew import Alone, Crew
 from strategies.devices import Device, Fleet, Load, dealt
 from strategies.keep import Keep, Nowhere
 from strategies.rounds import Resumable
@@ -165,8 +166,10 @@ def methods_of(settings: Settings) -> dict[str, Method]:
     return {name: call(Method, node, f"synthesis.{name}") for name, node in settings.synthesis.items()}
 
 
-def strategy_of(settings: Settings, watch: Watch, keep: Keep | None = None) -> Resumable:
-    """The strategy; those that mine get the methods and the distillation. Without ``keep`` a round that is stopped begins anew."""
+def strategy_of(settings: Settings, watch: Watch, keep: Keep | None = None, crew: Crew | None = None) -> Resumable:
+    """The strategy; those that mine get the methods and the distillation. Without ``keep`` a round that is stopped begins anew, and without
+    ``crew`` the server works alone.
+    """
     federation = Federation(
         clients=settings.clients,
         clients_per_node=settings.clients_per_node,
@@ -179,6 +182,7 @@ def strategy_of(settings: Settings, watch: Watch, keep: Keep | None = None) -> R
         device=device_of(settings),
         watch=watch,
         keep=Nowhere() if keep is None else keep,
+        crew=Alone() if crew is None else crew,
         fleet=fleet_of(settings),
     )
     given: dict[str, Any] = {"federation": federation}

@@ -7,7 +7,7 @@ import itertools
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfigValue
@@ -37,10 +37,12 @@ class OwnGrid(Grid):
         run_config: what every client sees as ``context.run_config``.
 
     Attributes:
+        spread: whether its workers do the server's own work, see :meth:`do_errands`.
         states: where clients keep what outlives their turns; ``None``: in ``context.state``, which ends with the run.
     """
 
     states: ClientStates | None = None
+    spread: bool = False
 
     def __init__(self, nodes: int, run_config: Mapping[str, UserConfigValue]) -> None:
         self._run = _flwr.join(RUN_ID, SERVER_NODE)
@@ -63,6 +65,10 @@ class OwnGrid(Grid):
     def get_node_ids(self) -> list[int]:
         """All nodes, in the order of their places."""
         return list(self._contexts)
+
+    def do_errands(self, errands: Sequence[tuple[Any, ...]], look: Callable[[], None]) -> list[str | None]:
+        """Do pieces of the server's own work, see :class:`sim.errands.Errands`; only a grid with workers can."""
+        raise NotImplementedError
 
     def _bring(self, message: Message, state: RecordDict) -> None:
         """Put what the clients have kept that a message asks into the state that they see."""
@@ -196,9 +202,10 @@ def answer(client_app: ClientApp, message: Message, context: Context) -> Message
 
 def _own(record: Any) -> Any:
     """A copy of a record; what it holds is either copied or cannot change."""
-    own = type(record)()
+    own = record.copy()
     for key, value in record.items():
-        own[key] = copy.copy(value)
+        if (copied := copy.copy(value)) is not value:
+            own[key] = copied
     return own
 
 

@@ -44,6 +44,8 @@ class Runtime:
         cpus_per_worker: that Ray sets aside for a worker, > 0; it computes with one thread in any case.
         gpus_per_worker: the same, >= 0, and a whole number above 1. Workers without see no GPU.
         turn_seconds: a client's turn that takes longer is taken for hung, > 0.
+        server_work: who does the synthesis and distillation of several methods: the server, one after another (``"here"``), or the
+            ``"workers"`` side by side.
     """
 
     name: Literal["ray"]
@@ -53,6 +55,7 @@ class Runtime:
     cpus_per_worker: float
     gpus_per_worker: float
     turn_seconds: float
+    server_work: Literal["here", "workers"]
 
     def __post_init__(self) -> None:
         if self.threads < 1:
@@ -65,6 +68,10 @@ class Runtime:
         for key in ("cpus_per_worker", "turn_seconds"):
             if not 0 < getattr(self, key) < math.inf:
                 raise ConfigError(key, getattr(self, key), "a number > 0")
+        if self.server_work == "workers" and self.threads > self.cpus_per_worker:
+            raise ConfigError(
+                "threads", self.threads, f"at most cpus_per_worker={self.cpus_per_worker:g} with server_work=workers"
+            )
         if not 0 <= self.gpus_per_worker < math.inf or (self.gpus_per_worker > 1 and self.gpus_per_worker != int(self.gpus_per_worker)):
             raise ConfigError("gpus_per_worker", self.gpus_per_worker, "a number in [0, 1], or a whole number: Ray gives shares of one GPU")
 
@@ -96,7 +103,7 @@ def run_on_ray(settings: Settings) -> None:
             from sim import server_app  # takes seconds, in which the workers come up
             from sim.client_states import states_of
 
-            grid.states = states_of(settings)
+            grid.states, grid.spread = states_of(settings), runtime.server_work == "workers"
             context = Context(run_id=RUN_ID, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config=run_config)
             server_app.app(grid, context)
 

@@ -35,8 +35,10 @@ class Turn:
     """One piece of work.
 
     Attributes:
-        arguments: what the ``turn`` of a worker gets. It returns ``(seconds, result)``; the seconds are those of the work alone.
+        arguments: what the worker's method gets. It returns ``(seconds, result)``; the seconds are those of the work alone.
         predicted: seconds that it will take; ``None`` where nobody knows.
+        method: of the worker.
+        limited: whether it is taken for hung where it takes long.
         seconds: that it took.
         result: what came back; ``None`` where it failed.
         failure: why it failed, in one line.
@@ -45,6 +47,8 @@ class Turn:
 
     arguments: tuple[Any, ...]
     predicted: float | None
+    method: str = "turn"
+    limited: bool = True
     seconds: float | None = None
     result: Any = None
     failure: str | None = None
@@ -64,7 +68,7 @@ class Pool:
     get work: otherwise two workers that died together could take the same turn along.
 
     Args:
-        start: starts a worker: an actor with the methods ``up()`` and ``turn(...)``, see :class:`Turn`.
+        start: starts a worker: an actor with the methods ``up()`` and those that turns name, see :class:`Turn`.
         workers: how many, >= 1.
         turn_seconds: a turn that takes longer is taken for hung.
     """
@@ -162,7 +166,7 @@ class Pool:
     def _doubt(self, worker: _Worker) -> list[Turn]:
         """Give up a worker that has been silent for too long."""
         silent = time.monotonic() - worker.since
-        if worker.asked is None and silent > self._turn_seconds:
+        if worker.asked is None and worker.turns[0][0].limited and silent > self._turn_seconds:
             return self._lose(worker, f"a turn took longer than {self._turn_seconds:g} s")
         if worker.known and worker.asked is not None and silent > START_SECONDS:
             return self._lose(worker, f"no sign of life for {START_SECONDS:g} s")
@@ -222,7 +226,7 @@ class _Worker:
         if not self.turns:
             self.since = time.monotonic()
         with one_line():
-            self.turns.append((turn, self.actor.turn.remote(*turn.arguments)))
+            self.turns.append((turn, getattr(self.actor, turn.method).remote(*turn.arguments)))
 
     def kill(self) -> None:
         with suppress(RayError, ValueError):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -72,6 +73,14 @@ class Worker:
         if why := _ran_out(reply):
             raise MemoryError(why)  # the pool replaces a process that is at its limit
         return time.perf_counter() - start, (reply, left or None)
+
+    def errand(self, *errand: Any) -> tuple[float, bool]:
+        """A piece of the server's own work, see :func:`sim.errands.run_errand`; the seconds that it took."""
+        from sim.errands import run_errand
+
+        start = time.perf_counter()
+        run_errand(*errand)
+        return time.perf_counter() - start, True
 
     def _content(self, reference: Any) -> RecordDict:
         if reference.binary() not in self._contents:
@@ -193,6 +202,15 @@ class RayGrid(OwnGrid):
         self._withdraw({i for i, reply in replies.items() if reply is None})
         return [reply for reply in replies.values() if reply is not None]
 
+    def do_errands(self, errands: Sequence[tuple[Any, ...]], look: Callable[[], None]) -> list[str | None]:
+        """Do pieces of the server's own work side by side, see :class:`sim.errands.Errands`. No piece is taken for hung."""
+        turns = [Turn(arguments=errand, predicted=math.inf, method="errand", limited=False) for errand in errands]
+        self._pool.add(turns)
+        while any(turn.result is None and turn.failure is None for turn in turns):
+            self._advance(PULL_SECONDS)
+            look()
+        return [turn.failure for turn in turns]
+
     def _begin(self, nodes: Iterable[int]) -> None:
         """Hand the first letter of each node's line to the pool, where it is not there yet."""
         turns = []
@@ -216,7 +234,9 @@ class RayGrid(OwnGrid):
         """Take in what the workers have finished, and keep them busy; wait at most ``timeout`` seconds for the first."""
         nodes = []
         for turn in self._pool.finished(timeout):
-            letter = self._letters.pop(turn)
+            letter = self._letters.pop(turn, None)
+            if letter is None:
+                continue  # an errand
             metadata = letter.message.metadata
             nodes.append(metadata.dst_node_id)
             self._lines[metadata.dst_node_id].popleft()

@@ -30,6 +30,7 @@ from sim.curves import write_curves
 from sim.federation import build_model, course_of, dataset_of, device_of, partition_of, rounds_of
 from sim.progress import Progress
 from sim.results import MEASURED, NEIGHBOURS, Row, RunFolder, Sheet, Status, peak_memory_mb, read_metrics, read_rows, replace_file
+from sim.stages import is_point
 from sim.tables import results
 from sim.tracking import Run, Tracking
 from sim.weights import weights_hash
@@ -38,7 +39,6 @@ from strategies.federation import loaded
 
 log = logging.getLogger(__name__)
 
-POINTS = 100  # of a curve
 ROWS_PER_SHEET = 4  # images of each class on a picture
 BATCH = 500  # images in a pass that measures
 
@@ -123,7 +123,7 @@ class Recorder:
     def progress(self, stage: str, done: int, total: int, **info: object) -> None:
         """Move the bar; a hundred points of every curve go to the metrics."""
         self.bar(stage, done, total, **info)
-        if done % max(1, total // POINTS) == 0:
+        if is_point(done, total):
             values = {key: float(value) for key, value in info.items() if isinstance(value, int | float | torch.Tensor)}
             self.folder.metric(stage, round=self.round, step=done, total=total, **values)
 

@@ -11,7 +11,9 @@ from fedimpr.errors import ConfigError
 from fedimpr.states import under
 from sim.checkpoint import opened
 from sim.config import Settings, composed, from_json, placed
+from sim.errands import Workers
 from sim.federation import check, initial_weights, rounds_of, strategy_of, threads
+from sim.grid import OwnGrid
 from sim.recorder import Recorder
 from strategies.rounds import run_rounds
 
@@ -33,7 +35,8 @@ def run(settings: Settings, grid: Grid) -> None:
         raise ConfigError("resume", settings.resume, allowed)
     # Before the recorder touches the folder: what cannot be resumed stays as it is.
     with opened(settings) as (states, done, state), Recorder(settings, done) as recorder, threads(int(settings.runtime["threads"])):
-        strategy = strategy_of(settings, recorder, states)
+        crew = Workers(grid, settings, recorder.progress) if isinstance(grid, OwnGrid) and grid.spread else None
+        strategy = strategy_of(settings, recorder, states, crew)
         weights = under(state, "global/") or initial_weights(settings)
         if done:
             strategy.load_state_dict(under(state, "strategy/"))

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+POINTS = 100  # of a curve
+
+
+def is_point(done: int, total: int) -> bool:
+    """Whether this step of a loop is one of the hundred that become points of its curve."""
+    return done % max(1, total // POINTS) == 0
+
 
 @dataclass
 class Stage:

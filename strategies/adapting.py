@@ -11,6 +11,7 @@ one's is the global model.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -201,9 +202,10 @@ class Adapting(Strategy):
         start = self._start()
         fed.watch.candidate(round, "start of the adaptation", self._model(start), Cost(0.0))
         useful = self._useful()
+        clients, chosen = [self.sources[place].partition for place in useful], [models[place] for place in useful]
+        fed.crew.work(round, {mined.part: functools.partial(mined.mine, round, clients, chosen) for mined in self.mined.values()})
         for name, mined in self.mined.items():
-            mined.mine(round, [self.sources[place].partition for place in useful], [models[place] for place in useful])
-            fed.watch.mined(round, name, mined.bank, Ensemble([models[place] for place in useful], self.weights[useful]).to(fed.device))
+            fed.watch.mined(round, name, mined.bank, Ensemble(chosen, self.weights[useful]).to(fed.device))
         self.adapted = {row.name: start for row in self.rows}
         return start, len(received.updates)
 

@@ -6,6 +6,7 @@ synthesizer. Several methods can be compared on the same updates; the first one'
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -136,7 +137,9 @@ class DataFree(Strategy):
         ensemble = ensemble_of(self.weighting)  # the first to be told is the one that the others are measured by
         for other in self.weightings_beside:
             ensemble_of(other)
-        students = {name: self._student(name, ensemble, server_round) for name in self.methods}
+        students = fed.crew.work(
+            server_round, {_part(name): functools.partial(self._student, name, ensemble, server_round) for name in self.methods}
+        )
         return to_arrays(next(iter(students.values())).cpu().state_dict()), MetricRecord({"updates": len(updates)})
 
     def _student(self, name: str, ensemble: Ensemble, round: int) -> nn.Module:
@@ -153,7 +156,7 @@ class DataFree(Strategy):
             shape=fed.shape,
             generator=seeds.generator(fed.seed, f"server/{name}", round),
             progress=lambda stage, done, total, **info: fed.watch.progress(f"{stage} {name}", done, total, **info),
-            saves=Part(fed.keep, round, f"student by {name}"),
+            saves=Part(fed.keep, round, _part(name)),
         )
         cost = Cost(
             seconds=spent.mining_seconds + spent.distilling_seconds,
@@ -193,6 +196,11 @@ class DataFree(Strategy):
             method.synthesizer.load_state_dict(under(state, f"{name}/synthesizer/"))
             held = under(state, f"{name}/bank/")
             self.banks[name].load_state_dict({key: value.to(self.federation.device) for key, value in held.items()})
+
+
+def _part(method: str) -> str:
+    """The part of a round that keeps a method's student, finished or not."""
+    return f"student by {method}"
 
 
 def weights_of(updates: Sequence[Update], weighting: Weighting) -> Tensor | None:

@@ -10,6 +10,7 @@ from flwr.app import Message
 from torch import Tensor, nn
 
 from fedimpr.errors import ConfigError
+from strategies.crew import Alone, Crew
 from strategies.devices import Fleet
 from strategies.keep import Keep, Nowhere
 from strategies.records import Instruction
@@ -33,6 +34,7 @@ class Federation:
         device: where the server computes.
         watch: who watches.
         keep: where parts of a round are kept.
+        crew: who does the pieces of the server's own work.
         fleet: the clients' devices; ``None``: they are all there, and nobody knows how fast they are.
     """
 
@@ -47,6 +49,7 @@ class Federation:
     device: torch.device
     watch: Watch
     keep: Keep = field(default_factory=Nowhere)
+    crew: Crew = field(default_factory=Alone)
     fleet: Fleet | None = None
 
     @property

@@ -40,7 +40,7 @@ class Mined:
 
     def mine(self, round: int, clients: Sequence[int], models: Sequence[nn.Module]) -> None:
         """Mine all models; what is done is kept after each, so that a run that was stopped goes on with the next."""
-        fed, part = self.federation, Part(self.federation.keep, round, f"impressions by {self.name}")
+        fed, part = self.federation, Part(self.federation.keep, round, self.part)
         done = 0
         if saved := part.load():
             self.bank.load_state_dict({key: value.to(fed.device) for key, value in under(saved, "bank/").items()})
@@ -73,6 +73,11 @@ class Mined:
         """What :class:`fedimpr.adaptation.SourceImpressions` is made of, by name; a model's number is its place among those mined."""
         held = self.bank.state_dict()
         return {"pixels": held["images"].cpu(), "targets": self.answers, "origins": held["origins"].cpu()}
+
+    @property
+    def part(self) -> str:
+        """The part of a round that keeps what is mined."""
+        return f"impressions by {self.name}"
 
     @property
     def cost(self) -> Cost:
