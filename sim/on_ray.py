@@ -69,9 +69,7 @@ class Runtime:
             if not 0 < getattr(self, key) < math.inf:
                 raise ConfigError(key, getattr(self, key), "a number > 0")
         if self.server_work == "workers" and self.threads > self.cpus_per_worker:
-            raise ConfigError(
-                "threads", self.threads, f"at most cpus_per_worker={self.cpus_per_worker:g} with server_work=workers"
-            )
+            raise ConfigError("threads", self.threads, f"at most cpus_per_worker={self.cpus_per_worker:g} with server_work=workers")
         if not 0 <= self.gpus_per_worker < math.inf or (self.gpus_per_worker > 1 and self.gpus_per_worker != int(self.gpus_per_worker)):
             raise ConfigError("gpus_per_worker", self.gpus_per_worker, "a number in [0, 1], or a whole number: Ray gives shares of one GPU")
 
