@@ -5,8 +5,8 @@
     OMP_NUM_THREADS=1 python benchmarks/runners.py --tiny
 
 A round is a whole one of FedAvg, ours or Flower's: from the global weights to their average. ``idle`` clients send back what they got;
-``LeNet-5`` clients train on 50 images of 28 x 28 in batches of 25, one epoch. Milliseconds a client on the wall: the median of the rounds
-after the first, which the first round has a column of its own for, in seconds from the process's start. Every number is of a process of
+``LeNet-5`` clients train on 50 images of 28 x 28 in batches of 25, one epoch; ``turn`` is a local round without its average: messages, clients, replies.
+Milliseconds a client on the wall: the median of the rounds after the first, which the first round has a column of its own for, in seconds from the process's start. Every number is of a process of
 its own; Ray has two workers, Flower two actors. Each case is measured beside its opponents, one after another.
 """
 
@@ -62,7 +62,7 @@ class Case:
         registered: of which they are drawn; 0: no more.
         per_node: clients that a node hosts.
         sums: whether nodes send sums.
-        who: ``local``, ``ray``, ``flower``, ``loop`` (training alone), ``plain ray`` (a task a client).
+        who: ``local``, ``turn``, ``ray``, ``flower``, ``loop`` (training alone), ``plain ray`` (a task a client).
     """
 
     limit: float | None
@@ -76,11 +76,11 @@ class Case:
 
 
 CASES = {
-    "idle, 1 k": Case(limit=0.3, work="idle", who=("local", "flower")),
-    "idle, 60 k": Case(limit=0.3, work="idle", size="60 k", who=("local", "flower")),
+    "idle, 1 k": Case(limit=0.3, work="idle", who=("local", "turn", "flower")),
+    "idle, 60 k": Case(limit=0.3, work="idle", size="60 k", who=("local", "turn", "flower")),
     "idle, 1 k, 100 of 10,000": Case(limit=None, work="idle", registered=10_000, who=("local",)),
-    "idle, 10 MB, through records": Case(limit=5.0, work="records", size="10 MB", clients=20, who=("local", "flower")),
-    "idle, 10 MB, as tensors": Case(limit=1.0, work="idle", size="10 MB", clients=20, who=("local",)),
+    "idle, 10 MB, through records": Case(limit=5.0, work="records", size="10 MB", clients=20, who=("local", "turn", "flower")),
+    "idle, 10 MB, as tensors": Case(limit=1.0, work="idle", size="10 MB", clients=20, who=("local", "turn")),
     "idle, 10 MB, on Ray": Case(limit=12.0, work="idle", size="10 MB", clients=20, who=("ray", "plain ray")),
     "idle, 10 MB, on Ray, sums of 50": Case(limit=1.0, work="idle", size="10 MB", per_node=50, sums=True, who=("ray",)),
     "idle, 45 MB, on Ray": Case(limit=60.0, work="idle", size="45 MB", clients=10, who=("ray", "flower")),
@@ -209,6 +209,23 @@ def ours(case: Case, who: str) -> list[float]:
     return ends
 
 
+def turn(case: Case, who: str) -> list[float]:
+    """What a round costs before anything is summed: the messages go out, the clients run, and the replies come back."""
+    from sim.grid import LocalGrid
+    from strategies.cohort import by_node, roll_call
+    from strategies.federation import instructions
+
+    settings, ends = settings_of(case), list[float]()
+    federation, grid = strategy_of(settings, Nobody()).federation, LocalGrid(APPS[case.work], settings.nodes, {})
+    weights, nodes = weights_of(case, settings), roll_call(grid, settings.nodes)
+    for round in range(1, ROUNDS + 1):
+        asked = by_node(federation, nodes, range(case.clients))
+        for message_id in grid.push_messages(instructions(federation, asked, weights, round)):
+            grid.pull_messages([message_id])
+        ends.append(time.perf_counter() - BEGAN)
+    return ends
+
+
 def flowers(case: Case, who: str) -> list[float]:
     """The same of Flower's own FedAvg in Flower's simulation, one SuperNode a client."""
     from flwr.app import ConfigRecord
@@ -273,7 +290,7 @@ def plain_ray(case: Case, who: str) -> list[float]:
     return ends
 
 
-RUNNERS = {"local": ours, "ray": ours, "flower": flowers, "loop": loop, "plain ray": plain_ray}
+RUNNERS = {"local": ours, "turn": turn, "ray": ours, "flower": flowers, "loop": loop, "plain ray": plain_ray}
 
 
 def main() -> None:
@@ -292,7 +309,7 @@ def main() -> None:
     rows = {}
     for name in asked.cases:
         case = CASES[name]
-        who = [one for one in case.who if not asked.tiny or one in ("local", "loop")]
+        who = [one for one in case.who if not asked.tiny or one in ("local", "turn", "loop")]
         rows[name] = {one: seconds(name, one, asked.tiny) for one in who}
         for one, ends in rows[name].items():
             print(f"{name:>34}  {one:>9}  {milliseconds(ends, 4 if asked.tiny else case.clients):8.2f} ms a client", flush=True)
