@@ -18,6 +18,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict, UserConf
 
 from fedimpr.errors import FedimprError
 from sim import _flwr
+from sim.environment import hold_memory
 from sim.grid import OUT_OF_MEMORY, OwnGrid, answer, make_contexts
 from sim.pool import Pool, Turn, one_line
 
@@ -41,6 +42,7 @@ class Worker:
     def __init__(self, client_app: str, nodes: int, run_config: Mapping[str, UserConfigValue], tree: Path | None) -> None:
         if tree not in (None, PROJECT):
             raise FedimprError("the workers import fedimpr from another folder", value=str(PROJECT), remedy="Start from another folder.")
+        hold_memory()
         import torch  # by workers only: the server starts them before it imports what takes long
 
         torch.set_num_threads(1)

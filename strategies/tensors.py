@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from io import BytesIO
 from typing import Any
 
 import numpy as np
+import numpy.lib.format as npy
 import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
@@ -72,9 +74,13 @@ def size_of(record: ArrayRecord) -> int:
 
 
 def _read(array: np.ndarray[Any, Any]) -> TensorArray:
+    return TensorArray(_tensor_of(array))
+
+
+def _tensor_of(array: np.ndarray[Any, Any]) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a shared buffer cannot be written to, and nobody does
-        return TensorArray(torch.from_numpy(array))
+        return torch.from_numpy(array)
 
 
 def to_arrays(weights: Mapping[str, Tensor]) -> ArrayRecord:
@@ -86,5 +92,14 @@ def to_arrays(weights: Mapping[str, Tensor]) -> ArrayRecord:
 
 
 def from_arrays(record: ArrayRecord) -> dict[str, Tensor]:
-    """The weights in a record; those that came without a detour share its memory."""
-    return {name: array.tensor if isinstance(array, TensorArray) else torch.from_numpy(array.numpy()) for name, array in record.items()}
+    """The weights in a record, which share its memory; do not change them in place."""
+    return {name: array.tensor if isinstance(array, TensorArray) else _in_place(array) for name, array in record.items()}
+
+
+def _in_place(array: Array) -> Tensor:
+    """The tensor that lies in the bytes of one of Flower's arrays; ``Array.numpy`` makes three copies of it on the way."""
+    with BytesIO(array.data) as file:  # without a copy, as long as nobody writes
+        version = npy.read_magic(file)
+        shape, fortran, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(file)
+        flat = np.frombuffer(array.data, dtype, math.prod(shape), offset=file.tell())
+    return _tensor_of(flat.reshape(shape, order="F" if fortran else "C"))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord
 from hypothesis import given
+from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from strategies.tensors import TensorArray, from_arrays, to_arrays
@@ -46,6 +48,27 @@ def test_flowers_own_reading_gets_a_copy() -> None:
 
 def test_what_flower_wrote_can_be_read() -> None:
     assert same(from_arrays(ArrayRecord({name: Array(tensor) for name, tensor in WEIGHTS.items()})))
+
+
+@given(
+    hnp.arrays(hnp.floating_dtypes(endianness="=", sizes=(32, 64)), hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)),
+    st.sampled_from("CF"),
+)
+def test_it_is_read_where_it_lies(values, order: str) -> None:
+    written = Array(np.asarray(values, order=order))
+    record = ArrayRecord()
+    record["w"] = written
+    got = from_arrays(record)["w"].numpy()
+    np.testing.assert_array_equal(got, written.numpy(), strict=True)
+    assert got.size == 0 or np.shares_memory(got, np.frombuffer(written.data, np.uint8))
+
+
+def test_what_is_no_array_is_refused() -> None:
+    for data in (b"", b"no array", Array(np.zeros(3)).data[:-8]):
+        record = ArrayRecord()
+        record["w"] = Array("float64", (3,), "numpy.ndarray", data)
+        with pytest.raises(ValueError):
+            from_arrays(record)
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["in one piece", "buffers apart"])
