@@ -4,8 +4,9 @@
 
 pfl (Granqvist et al., NeurIPS 2024) runs this task in its own comparison: cohorts of 50, one epoch of five steps of batch 10 at rate 0.1,
 the average is the next model, two convolutions with dropout and 1,626,442 parameters (``model=cnn_dropout``). Here for 20 rounds on two
-cores: ours with two Ray workers and in process, pfl in one process with one thread and with two; the accuracy on the test set after the
-last round stands beside the seconds, which count from the process's start. Three runs of each, in turn; medians.
+cores: ours with two Ray workers and in process, 125 clients a
+node that sends the sum of its part of the cohort, pfl in one process with one thread and with two; the accuracy on the test set after the
+last round stands beside the seconds, which count from the process's start. Three runs of each, or ``--repeats``, in turn; medians.
 
 pfl's environment: ``python -m venv it && it/bin/pip install torch==2.13.0 pfl==0.6.0``.
 """
@@ -28,7 +29,7 @@ OURS = [
     "dataset=cifar10", "model=cnn_dropout", "partition=iid", f"clients={CLIENTS}", f"cohort={COHORT}", f"rounds={ROUNDS}", "minimum=1",
     "strategy=fedavg", "evaluate_clients=false", f"evaluate_every={ROUNDS}", "training.epochs=1",
     f"training.batch_size={BATCH}", f"training.lr={RATE}",
-    "training.momentum=0", "training.clip=1e6",
+    "training.momentum=0", "training.clip=null", "clients_per_node=125", "strategy.partial_sums=true",
 ]  # fmt: skip
 RUNS = {
     "fedimpr, Ray, 2 workers": ("ray", 1),
@@ -41,6 +42,7 @@ RUNS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pfl", help="a Python with pfl; without it, its rows say 'not measured'")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="runs of each")
     parser.add_argument("--tiny", action="store_true", help="one round, once, written nowhere but to the screen")
     parser.add_argument("--once", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -53,7 +55,7 @@ def main() -> None:
         file = str(Path(folder) / "cifar10.npz")
         write_images(file)
         rows: dict[str, list[dict]] = {name: [] for name in RUNS}
-        for _ in range(1 if asked.tiny else REPEATS):
+        for _ in range(1 if asked.tiny else asked.repeats):
             for name, (how, threads) in RUNS.items():
                 if how != "pfl" or asked.pfl:
                     rows[name].append(measured(asked, how, threads, file))

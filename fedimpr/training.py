@@ -51,7 +51,7 @@ class LocalTraining:
         momentum_kept: whether a client's next turn begins with the momentum that its last one ended with, instead of none. Its last one
             began from other weights, of an earlier round.
         weight_decay: >= 0.
-        clip: largest norm of a step's gradient.
+        clip: largest norm of a step's gradient; ``None``: it is left as it is.
         views: augmentation of the images.
     """
 
@@ -61,12 +61,12 @@ class LocalTraining:
     momentum: float
     momentum_kept: bool
     weight_decay: float
-    clip: float
+    clip: float | None
     views: Views
 
     def __post_init__(self) -> None:
         for key in ("epochs", "batch_size", "lr", "clip"):
-            if getattr(self, key) <= 0:
+            if getattr(self, key) is not None and getattr(self, key) <= 0:
                 raise ConfigError(key, getattr(self, key), "a number > 0")
         if not 0 <= self.momentum < 1:
             raise ConfigError("momentum", self.momentum, "a number in [0, 1)")
@@ -109,7 +109,8 @@ class LocalTraining:
                     loss, logits = lesson(model, self.views(images, generator), labels, generator)
                     model.zero_grad()
                     loss.backward()
-                    nn.utils.clip_grad_norm_(named.values(), self.clip)
+                    if self.clip is not None:
+                        nn.utils.clip_grad_norm_(named.values(), self.clip)
                     self._step(named, velocities)
                     hits = (logits.argmax(1) == labels).sum()
                     totals += torch.stack([loss.detach() * len(labels), hits, torch.tensor(float(len(labels)), device=device)])

@@ -22,7 +22,9 @@ from fedimpr.errors import FedimprError
 from sim.grid import OUT_OF_MEMORY, reason
 
 LIVES = 2  # workers that a turn may take along before it is given up
-QUICK_SECONDS = 0.1  # turns shorter than this are dealt one ahead, so that a worker need not wait for its next
+# Turns shorter than this are dealt one ahead, so that a worker need not wait for its next while the server is busy with its last: quick
+# ones always, short ones as long as there are enough for all.
+QUICK_SECONDS, SHORT_SECONDS = 0.1, 2.0
 START_SECONDS = 120.0  # for a worker to come up, or to say that it is still there
 STARTS = 3  # workers in a row that end before they are up: the next would, too
 LOOK_SECONDS = 0.5  # between two looks at turns that take too long
@@ -128,13 +130,15 @@ class Pool:
                     self._waiting
                     and worker.asked is None
                     and len(worker.turns) == depth
-                    and (depth == 0 or self._quick(worker.turns[0][0]))
+                    and (depth == 0 or self._ahead(worker.turns[0][0]))
                 ):
                     worker.deal(self._waiting.popleft())
 
-    def _quick(self, turn: Turn) -> bool:
+    def _ahead(self, turn: Turn) -> bool:
+        """Whether the next turn may wait behind this one."""
         seconds = self._latest if turn.predicted is None else turn.predicted
-        return seconds is not None and seconds < QUICK_SECONDS
+        many = len(self._waiting) > len(self._workers)
+        return seconds is not None and seconds < (SHORT_SECONDS if many else QUICK_SECONDS)
 
     def _hear(self, worker: _Worker) -> list[Turn]:
         """Take in what a worker has to say."""

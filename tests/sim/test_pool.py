@@ -132,6 +132,16 @@ def test_quick_turns_are_dealt_one_ahead(actors: list[Actor]) -> None:
     assert [actor.held for actor in actors] == [["a", "c"], ["b", "d"]]
 
 
+def test_short_turns_are_dealt_ahead_while_enough_are_left_for_all(actors: list[Actor]) -> None:
+    work = started(actors, 2)
+    work.add(turns("abcdefg", predicted=1.0))
+    assert [actor.held for actor in actors] == [["a", "c"], ["b", "d"]]
+    for place in (0, 1):
+        actors[place].finish(1.0)
+        work.finished(0.0)
+    assert [actor.held for actor in actors] == [["c", "e"], ["d"]]
+
+
 def test_without_a_prediction_the_last_turn_tells_whether_turns_are_quick(actors: list[Actor]) -> None:
     work = started(actors, 1)
     work.add(turns("abcde"))
