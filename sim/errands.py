@@ -53,12 +53,14 @@ class Workers:
     def __init__(self, workers: Errands, settings: Settings, progress: Callable[..., None]) -> None:
         self.workers, self.settings, self.progress = workers, settings, progress
         self.states = States(settings.folder.resolve(), settings.save_seconds)
+        self.told: dict[str, int] = {}  # how far each stage of the round is
 
     def work(self, round: int, pieces: Mapping[str, Callable[[], Result]]) -> dict[str, Result]:
         """As :meth:`strategies.crew.Crew.work`; a single piece is done here."""
         if len(pieces) > 1:
             journals = {piece: self.states.journal(round, piece) for piece in pieces}
             read = {piece: path.stat().st_size if path.exists() else 0 for piece, path in journals.items()}
+            self.told = {}
 
             def look() -> None:
                 for piece, path in journals.items():
@@ -82,8 +84,9 @@ class Workers:
             told = json.loads(line)
             if "warning" in told:
                 logging.getLogger(told["logger"]).warning(told["warning"])
-                continue
-            self.progress(told.pop("stage"), told.pop("done"), told.pop("total"), **told)
+            elif told["done"] > self.told.get(told["stage"], -1):  # who takes over from a lost worker does its last steps again
+                self.told[told["stage"]] = told["done"]
+                self.progress(told.pop("stage"), told.pop("done"), told.pop("total"), **told)
         return sum(map(len, lines))
 
 

@@ -74,11 +74,13 @@ def test_curves_have_the_same_points(tmp_path: Path, monkeypatch: pytest.MonkeyP
     Here(monkeypatch)
     run_local(tiny(tmp_path / "spread", methods=METHODS))
 
-    def points(folder: Path) -> list[tuple[str, int, float]]:
-        rows = read_metrics(folder / "metrics.jsonl")
-        return [(row["stage"], row["step"], round(row["loss"], 5)) for row in rows if "loss" in row and "step" in row]
-
     assert points(tmp_path / "alone") == points(tmp_path / "spread") != []
+
+
+def points(folder: Path) -> list[tuple[str, int, float]]:
+    """Those of all curves, by stage."""
+    rows = read_metrics(folder / "metrics.jsonl")
+    return sorted((row["stage"], row["step"], round(row["loss"], 5)) for row in rows if "loss" in row and "step" in row)
 
 
 def test_what_no_worker_could_finish_is_left_to_the_server(
@@ -147,6 +149,7 @@ class TestOnRay:
         told = " ".join(record.getMessage() for record in caplog.records)
         assert killed and "a worker is lost and replaced" in told and "no worker finished" not in told
         assert_same(tmp_path / "local", tmp_path / "ray")
+        assert points(tmp_path / "local") == points(tmp_path / "ray")
 
 
 def victim() -> int:
