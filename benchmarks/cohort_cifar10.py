@@ -5,7 +5,8 @@
 pfl (Granqvist et al., NeurIPS 2024) runs this task in its own comparison: cohorts of 50, one epoch of five steps of batch 10 at rate 0.1,
 the average is the next model, two convolutions with dropout and 1,626,442 parameters (``model=cnn_dropout``). Here for 20 rounds on two
 cores: ours with two Ray workers and in process, 125 clients a node that sends the sum of its part of the cohort; pfl in one process with
-one thread and with two; the accuracy on the test set after the last round stands beside the seconds, which count from the process's start. Three runs of each, or ``--repeats``, in turn; medians.
+one thread and with two. The accuracy on the test set after the last round stands beside the seconds, which count from the process's
+start. Three runs of each, or ``--repeats``, in turn; medians.
 
 pfl's environment: ``python -m venv it && it/bin/pip install torch==2.13.0 pfl==0.6.0``.
 """
