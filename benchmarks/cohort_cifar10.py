@@ -71,7 +71,8 @@ def main() -> None:
         if seconds is not None:
             cells = [f"{seconds:.1f}", f"{1e3 * seconds / ROUNDS / COHORT:.0f}", f"{100 * median(run['accuracy'] for run in runs):.1f}"]
         text.append(f"| {name} | {' | '.join(cells)} |")
-    write("cohort_cifar10", "OMP_NUM_THREADS=1 python benchmarks/cohort_cifar10.py --pfl <python>", {"runs": rows}, "\n".join(text))
+    command = f"OMP_NUM_THREADS=1 python benchmarks/cohort_cifar10.py --pfl <python> --repeats {asked.repeats}"
+    write("cohort_cifar10", command, {"runs": rows}, "\n".join(text))
 
 
 def measured(asked: argparse.Namespace, how: str, threads: int, file: str) -> dict:

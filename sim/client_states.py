@@ -25,7 +25,7 @@ from torch import Tensor
 from fedimpr.errors import FedimprError
 from fedimpr.states import write
 from sim.config import Settings
-from strategies.records import read
+from strategies.records import read_cohort
 from strategies.tensors import from_arrays, to_arrays
 
 KEPT = 3  # a run goes on from one of the last two rounds: what was kept before either must be there, and what the present one leaves
@@ -107,7 +107,7 @@ class ClientStates:
         if message.metadata.message_type != "train":
             return []
         config: Any = message.content["config"]
-        return [(config["round"], partition) for partition in read(config["cohort"]) if partition // self.clients_per_node == place]
+        return [(config["round"], partition) for partition in read_cohort(config["cohort"]) if partition // self.clients_per_node == place]
 
     def _files(self, partition: int) -> Sequence[Path]:
         return sorted((self.folder / str(partition)).glob("round-*.safetensors"))

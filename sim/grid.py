@@ -7,7 +7,7 @@ import itertools
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfigValue
@@ -19,6 +19,7 @@ from sim import _flwr
 
 if TYPE_CHECKING:  # it imports PyTorch, which workers do while the server does
     from sim.client_states import ClientStates
+    from sim.errands import Errands
 
 RUN_ID = 1
 SERVER_NODE = 1
@@ -37,12 +38,12 @@ class OwnGrid(Grid):
         run_config: what every client sees as ``context.run_config``.
 
     Attributes:
-        spread: whether its workers do the server's own work, see :meth:`do_errands`.
+        errands: the workers that do pieces of the server's own work, see :mod:`sim.errands`; ``None``: the server does them.
         states: where clients keep what outlives their turns; ``None``: in ``context.state``, which ends with the run.
     """
 
     states: ClientStates | None = None
-    spread: bool = False
+    errands: Errands | None = None
 
     def __init__(self, nodes: int, run_config: Mapping[str, UserConfigValue]) -> None:
         self._run = _flwr.join(RUN_ID, SERVER_NODE)
@@ -65,10 +66,6 @@ class OwnGrid(Grid):
     def get_node_ids(self) -> list[int]:
         """All nodes, in the order of their places."""
         return list(self._contexts)
-
-    def do_errands(self, errands: Sequence[tuple[Any, ...]], look: Callable[[], None]) -> list[str | None]:
-        """Do pieces of the server's own work, see :class:`sim.errands.Errands`; only a grid with workers can."""
-        raise NotImplementedError
 
     def _bring(self, message: Message, state: RecordDict) -> None:
         """Put what the clients have kept that a message asks into the state that they see."""

@@ -101,7 +101,8 @@ def run_on_ray(settings: Settings) -> None:
             from sim import server_app  # takes seconds, in which the workers come up
             from sim.client_states import states_of
 
-            grid.states, grid.spread = states_of(settings), runtime.server_work == "workers"
+            grid.states = states_of(settings)
+            grid.errands = grid if runtime.server_work == "workers" else None
             context = Context(run_id=RUN_ID, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config=run_config)
             server_app.app(grid, context)
 

@@ -35,7 +35,8 @@ def run(settings: Settings, grid: Grid) -> None:
         raise ConfigError("resume", settings.resume, allowed)
     # Before the recorder touches the folder: what cannot be resumed stays as it is.
     with opened(settings) as (states, done, state), Recorder(settings, done) as recorder, threads(int(settings.runtime["threads"])):
-        crew = Workers(grid, settings, recorder.progress) if isinstance(grid, OwnGrid) and grid.spread else None
+        errands = grid.errands if isinstance(grid, OwnGrid) else None
+        crew = None if errands is None else Workers(errands, settings, recorder.progress)
         strategy = strategy_of(settings, recorder, states, crew)
         weights = under(state, "global/") or initial_weights(settings)
         if done:

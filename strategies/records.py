@@ -46,7 +46,7 @@ class Instruction:
 
     def to_record(self) -> RecordDict:
         """As Flower records: ``arrays``, ``config``, and ``beside`` where there is something."""
-        config: dict[str, Any] = {"round": self.round, "settings": self.settings, "cohort": written(self.cohort), "sums": self.sums}
+        config: dict[str, Any] = {"round": self.round, "settings": self.settings, "cohort": write_cohort(self.cohort), "sums": self.sums}
         config |= {"work": self.work} if self.work else {}
         beside = {"beside": to_arrays(dict(self.beside))} if self.beside else {}
         return RecordDict({"arrays": to_arrays(self.weights), "config": ConfigRecord(config), **beside})
@@ -56,17 +56,17 @@ class Instruction:
         """What :meth:`to_record` gave."""
         records: Any = content  # not by its ``array_records``, which goes through them all each time
         config, beside = dict(records["config"]), from_arrays(records["beside"]) if "beside" in records else {}
-        return cls(weights=from_arrays(records["arrays"]), beside=beside, **config | {"cohort": read(config["cohort"])})
+        return cls(weights=from_arrays(records["arrays"]), beside=beside, **config | {"cohort": read_cohort(config["cohort"])})
 
 
-def written(cohort: Iterable[int]) -> str:
+def write_cohort(cohort: Iterable[int]) -> str:
     """A cohort as one value: Flower looks at each number of a list, for each client once more."""
     return " ".join(map(str, cohort))
 
 
 @functools.lru_cache(maxsize=1)
-def read(cohort: str) -> tuple[int, ...]:
-    """What :func:`written` gave."""
+def read_cohort(cohort: str) -> tuple[int, ...]:
+    """What :func:`write_cohort` gave."""
     return tuple(map(int, cohort.split()))
 
 
@@ -148,7 +148,10 @@ def shared(total: int, partitions: Sequence[int]) -> dict[int, int]:
 
 def _sent(content: Any, partitions: Sequence[int]) -> dict[int, int]:
     """The bytes of each partition's tensors: its weights, its part of a sum, its label counts at eight bytes each."""
-    size = lambda name: size_of(content[name]) if isinstance(content.get(name), ArrayRecord) else 0  # noqa: E731
+
+    def size(name: str) -> int:
+        return size_of(content[name]) if isinstance(content.get(name), ArrayRecord) else 0
+
     sent = shared(size("sum"), partitions)
     for partition in partitions:
         counts = content.get(f"label-counts-{partition}", {}).get("counts", ())

@@ -19,7 +19,6 @@ from sim.errands import Workers, run_errand
 from sim.grid import LocalGrid
 from sim.local import run_local
 from sim.on_ray import Runtime, run_on_ray
-from sim.ray_grid import RayGrid
 from sim.results import read_metrics
 from tests.sim.test_one_answer import NEEDS
 from tests.sim.tiny import assert_same, tiny
@@ -33,8 +32,7 @@ class Here:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.done: list[str] = []
-        monkeypatch.setattr(LocalGrid, "spread", True)
-        monkeypatch.setattr(LocalGrid, "do_errands", lambda grid, errands, look: self.do_errands(errands, look))
+        monkeypatch.setattr(LocalGrid, "errands", self)
 
     def do_errands(self, errands: Sequence[tuple[Any, ...]], look: Callable[[], None]) -> list[str | None]:
         return [self.do(errand, look) for errand in errands]
@@ -161,7 +159,3 @@ def victim() -> int:
         except OSError:
             continue
     raise AssertionError("no worker is at a piece")
-
-
-def test_only_a_grid_with_workers_can_spread() -> None:
-    assert not LocalGrid.spread and RayGrid.do_errands is not LocalGrid.do_errands
