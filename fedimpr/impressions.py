@@ -129,14 +129,22 @@ class Bank:
         self.added += count
 
     def thin(self, most: int) -> None:
-        """Keep the first ``most`` impressions of each class; the others leave."""
+        """Keep the first ``most`` impressions of each class from each source; the others leave."""
         if not len(self):
             return
-        wanted = F.one_hot(self.labels)
-        kept = ((wanted.cumsum(0) * wanted).sum(1) <= most).nonzero().flatten()
+        kept = (place_in_group(self._groups()) < most).nonzero().flatten()
         for rows in self._rows.values():
             rows[: len(kept)] = rows[kept]
         self.added = len(kept)
+
+    @property
+    def groups(self) -> int:
+        """How many pairs of a class and a source there are among what is held."""
+        return len(self._groups().unique()) if len(self) else 0
+
+    def _groups(self) -> Tensor:
+        """A number for each pair of class and source, (len(self),)."""
+        return self.labels * len(self.sources) + self._rows["origins"][: len(self)]
 
     def sample(self, count: int, generator: torch.Generator) -> Sample:
         """Draw ``count`` impressions with replacement.
@@ -151,9 +159,14 @@ class Bank:
         return Sample(pixels[places].float() / 255, places)
 
     @property
+    def pixels(self) -> Tensor:
+        """All held images as they are held, (len(self), C, H, W) uint8."""
+        return self._rows["images"][: len(self)]
+
+    @property
     def images(self) -> Tensor:
         """All held images, (len(self), C, H, W) float32: a copy, four times the memory that they are held in."""
-        return self._rows["images"][: len(self)].float() / 255
+        return self.pixels.float() / 255
 
     @property
     def targets(self) -> Tensor:
@@ -168,6 +181,10 @@ class Bank:
     def source_of(self, place: int) -> Source:
         """Where the image at ``place`` in :attr:`images` came from."""
         return self.sources[int(self._rows["origins"][place])]
+
+    def came_from(self, source: Source) -> Tensor:
+        """Which of the held images came from a source, (len(self),) bool."""
+        return self._rows["origins"][: len(self)] == self.sources.index(source)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything a later run needs to go on, as tensors (sources and notes as JSON in bytes)."""
@@ -187,3 +204,12 @@ class Bank:
             if key != "note":
                 self._rows[key] = rows.new_zeros(self.capacity, *rows.shape[1:])
                 self._rows[key][: len(rows)] = rows
+
+
+def place_in_group(groups: Tensor) -> Tensor:
+    """How many before it are of the same group, (N,), for each of the groups' numbers (N,), which are >= 0."""
+    order = groups.argsort(stable=True)
+    ranked = groups[order]
+    places = torch.empty_like(groups)
+    places[order] = torch.arange(len(groups), device=groups.device) - torch.searchsorted(ranked, ranked)
+    return places

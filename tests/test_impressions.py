@@ -85,6 +85,17 @@ def test_a_thinned_bank_holds_the_first_of_each_class_and_takes_others_in(labels
     assert bank.labels.tolist() == ([*kept, 9] if len(kept) < capacity else [9, *kept[1:]])
 
 
+def test_thinning_keeps_the_share_of_every_source() -> None:
+    """Classes 0, 0, 1 from one source and 0, 0 from another are three groups; one of each group stays."""
+    bank, later = Bank(9), Source("later", "di", 2, 0)
+    bank.add(numbered([0, 0, 1]), SOURCE)
+    bank.add(numbered([0, 0]), later)
+    assert bank.groups == 3 and Bank(9).groups == 0
+    bank.thin(1)
+    assert bank.labels.tolist() == [0, 1, 0] and bank.groups == 3
+    assert bank.came_from(SOURCE).tolist() == [True, True, False] and bank.came_from(later).tolist() == [False, False, True]
+
+
 def test_a_sample_says_where_its_images_stand() -> None:
     bank = Bank(5)
     bank.add(pictures(torch.arange(7).view(-1, 1, 1, 1) / 255), SOURCE)
