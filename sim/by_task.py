@@ -72,7 +72,7 @@ def draw_matrices(found: Mapping[str, Tensor], names: Sequence[str], path: Path)
 
     tasks = max(map(len, found.values()))
     side = max(2.2, 0.62 * tasks)
-    figure = Figure(figsize=((side + 0.9) * len(found) + 0.4, side + 1.3), facecolor="white", layout="constrained")
+    figure = Figure(figsize=((side + 0.9) * len(found) + 0.4, side + 1.5), facecolor="white", layout="compressed")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(found), squeeze=False)[0]
     for axes, (name, matrix) in zip(panels, found.items(), strict=True):
