@@ -84,7 +84,7 @@ def test_state_is_a_copy_on_the_way_out_and_in() -> None:
     state = held.state_dict()
     other = Trained()
     other.load_state_dict(state)
-    step(module, optimiser, 3.0)
+    step(module, optimiser, -3.0)  # back a little: to anything but 0.5 or zero
     assert state["module.weight"].item() == pytest.approx(0.5)
     for value in state.values():
         value.zero_()
