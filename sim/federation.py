@@ -269,6 +269,8 @@ def check(settings: Settings) -> None:
         raise ConfigError("training.momentum_kept", True, "false with tasks: the head grows, and what was kept of it does not")
     for partition in (None, *range(len(settings.client_models or ()))):
         build_model(settings, partition)
+        if _architecture(settings, partition).get("turned") and settings.tasks is None:
+            raise ConfigError("model.options.turned", True, "false without tasks: nothing else teaches a model what turned images are")
     tracking.check(settings.tracking)
     strategy_of(settings, Nobody())  # built and thrown away
     for partition in faults_of(settings):

@@ -46,7 +46,7 @@ def _of_task(settings: Settings, course: Course, partition: int, asked: Instruct
     """The turn of a client that works on a task, with what it was sent beside the weights."""
     step, kept = course.step(asked.round), settings.strategy["exemplars"]
     own, task = course.images(partition, step), course.task(partition, step)
-    learnt = torch.tensor(sorted(set(course.data.train.labels[task.train].tolist())))
+    learnt = torch.tensor(course.brought(task.number))
     if kept == "all":
         past = course.earlier(partition, step, None, seed=settings.seed)
         own = Images(torch.cat([own.pixels, past.pixels]), torch.cat([own.labels, past.labels]), own.classes)

@@ -11,6 +11,7 @@ import copy
 import math
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -21,15 +22,17 @@ from torch import Tensor, nn
 
 from fedimpr import seeds
 from fedimpr.continual.course import Course
-from fedimpr.continual.head import grown, narrowed
+from fedimpr.continual.head import grown
 from fedimpr.continual.rehearsal import Memory, Rehearsal
 from fedimpr.data import Images
 from fedimpr.devices import placed
 from fedimpr.distillation import Distillation, mine, mine_and_distil
-from fedimpr.errors import ConfigError
-from fedimpr.impressions import Bank, Impressions, Source
+from fedimpr.errors import ConfigError, FedimprError
+from fedimpr.impressions import Bank, Impressions, Source, place_in_group
+from fedimpr.models import in_every_turn
 from fedimpr.states import size_of, under
 from fedimpr.training import LocalTraining
+from fedimpr.turns import QUARTERS, turned
 from fedimpr.update import average
 from strategies.cohort import roll_call
 from strategies.data_free import Method
@@ -51,8 +54,9 @@ class Continual(Strategy):
         course: the tasks, and who works on them when.
         methods: by name; the first one mines. None where nothing is mined.
         distillation: how a student learns while impressions are mined, for methods that look at one.
-        mines: of which classes impressions are mined when a task is over: all that were ``"seen"``, or those that were ``"new"`` in it. The
-            new ones join those of earlier tasks, and each class gets the same share of the bank.
+        mines: of which classes impressions are kept when a task is over: of all that were ``"seen"``, first in, first out; or of those that
+            the task brought, the ``"new"`` ones of a class-incremental stream, which join those of earlier tasks: each class of each task
+            has the same share of the bank. All are mined in either case: what tells a class from the others shows only beside them.
         rehearsal: what is learnt so as not to forget.
         replay: who replays: the ``"clients"`` in every round, or the ``"server"`` after the last round of a task.
         consolidation: how the server learns where it replays.
@@ -82,8 +86,6 @@ class Continual(Strategy):
             raise ConfigError("replay", replay, "clients, unless there is a consolidation and a method that mines")
         if replay == "server" and mines != "new":
             raise ConfigError("mines", mines, "new where the server replays: by then the model has forgotten the others")
-        if mines == "new" and (old := next((task.name for task in course.tasks if not task.new), None)):
-            raise ConfigError("mines", mines, f"seen where a task has no new class, as {old}")
         if exemplars != "all" and exemplars < 0:
             raise ConfigError("exemplars", exemplars, "'all', or an integer >= 0")
         if federation.fleet is not None:
@@ -150,19 +152,22 @@ class Continual(Strategy):
         if self.replay == "clients" and self.rehearsal.needs_previous:
             beside |= {PREVIOUS + name: tensor for name, tensor in self.previous.items()}
         if self.replay == "clients" and self.rehearsal.needs_memory and len(self.bank):
-            beside |= {MEMORY + "images": (self.bank.images * 255).round().byte().cpu(), MEMORY + "labels": self.bank.labels.cpu()}
+            beside |= {MEMORY + name: tensor for name, tensor in self._memory()._asdict().items()}
         return beside
+
+    def _source(self, step: int, round: int) -> Source:
+        return Source(f"global model after task {step + 1}", self.name, round, self.federation.seed)
+
+    def _memory(self) -> Memory:
+        """The bank, on the CPU."""
+        return Memory(self.bank.pixels.cpu(), self.bank.labels.cpu())
 
     def _mine(self, model: nn.Module, step: int, round: int) -> None:
         """Mine what the model knows, or what it has just learnt, into the bank."""
         assert self.method is not None
         fed, task, method = self.federation, self.course.tasks[step], self.method
-        # No model tells one class from nothing: with a single new one, all are mined, and the others are not taken.
-        asked = torch.tensor(task.new if self.mines == "new" and len(task.new) > 1 else task.seen)
-        weights = narrowed(model.state_dict(), fed.reference(None, len(asked)), asked)
-        teacher = placed(loaded(fed.build(None, len(asked)), weights), fed.device)
-        generator = seeds.generator(fed.seed, f"server/{self.name}", round)
-        source = Source(f"global model after task {step + 1}", self.name, round, fed.seed)
+        teacher, generator = in_every_turn(model), seeds.generator(fed.seed, f"server/{self.name}", round)
+        source = self._source(step, round)
         synthesizer, held = copy.deepcopy(method.synthesizer), Bank(method.mining.images)  # what one was told of other classes is of no use
 
         def progress(stage: str, done: int, total: int, **info: object) -> None:
@@ -170,7 +175,7 @@ class Continual(Strategy):
 
         if self.student:
             mine_and_distil(
-                teacher, placed(fed.build(None, len(asked)), fed.device), synthesizer, mining=method.mining,
+                teacher, in_every_turn(placed(fed.build(None, len(task.seen)), fed.device)), synthesizer, mining=method.mining,
                 distillation=self.distillation, bank=held, source=source, shape=fed.shape, generator=generator, progress=progress,
                 saves=Part(fed.keep, round, f"impressions by {self.name}"),
             )  # fmt: skip
@@ -185,26 +190,32 @@ class Continual(Strategy):
                 generator=generator,
                 progress=progress,
             )
+        # Remembered as what the model takes them for: of data impressions in every turn, one in five shows what it was asked for.
+        found = Impressions(held.images, held.targets, held.targets.argmax(1), 0, "; ".join(held.notes))
+        if teacher is not model:
+            found = turned_back(found)
         if self.mines == "new":
-            share = max(1, self.bank.capacity // len(task.seen))
+            brought = torch.tensor(self.course.brought(step), device=found.labels.device)
+            share = max(1, self.bank.capacity // (self.bank.groups + len(brought)))
             self.bank.thin(share)
-            held.thin(share)
-        labels = asked.to(held.labels.device)[held.labels]
-        targets = held.targets.new_zeros(len(held), len(task.seen))
-        targets[:, asked.to(targets.device)] = held.targets
-        taken = torch.isin(labels, torch.tensor(task.new if self.mines == "new" else task.seen, device=labels.device))
-        self.bank.add(Impressions(held.images[taken], targets[taken], labels[taken], 0, "; ".join(held.notes)), source)
+            places = (torch.isin(found.labels, brought) & (place_in_group(found.labels) < share)).nonzero().flatten()
+            found = replace(found, images=found.images[places], targets=found.targets[places], labels=found.labels[places])
+        self.bank.add(found, source)
+        absent = sorted(set(task.seen) - set(self.bank.labels.tolist()))
+        if absent and self.replay == "server":
+            names = ", ".join(self.course.data.train.classes[k] for k in absent)
+            remedy = f"Raise synthesis.{self.name}.mining.images ({method.mining.images}) or its capacity ({self.bank.capacity})."
+            raise FedimprError(f"the server has no impression of class {names}", stage=f"round {round}, mining {self.name}", remedy=remedy)
         fed.watch.mined(round, self.name, self.bank, model)
 
     def _consolidate(self, model: nn.Module, step: int, round: int) -> None:
-        """The server learns as a client would: impressions of the new classes are its images, those of the others its memory."""
+        """The server learns as a client would: impressions of what the task brought are its images, the others its memory."""
         assert self.consolidation is not None
-        fed, task = self.federation, self.course.tasks[step]
-        new = torch.isin(self.bank.labels.cpu(), torch.tensor(task.new))
-        pixels, labels = (self.bank.images * 255).round().byte().cpu(), self.bank.labels.cpu()
+        fed, (pixels, labels) = self.federation, self._memory()
+        new = self.bank.came_from(self._source(step, round)).cpu()
         own = Images(pixels[new], labels[new], self.course.data.train.classes)
         previous = placed(loaded(fed.build(None, self.course.classes(step - 1)), self.previous), fed.device)
-        lesson = self.rehearsal.bound(torch.tensor(task.new), previous, Memory(pixels[~new], labels[~new]), fed.seed)
+        lesson = self.rehearsal.bound(torch.tensor(self.course.brought(step)), previous, Memory(pixels[~new], labels[~new]), fed.seed)
         self.consolidation(model, own, seeds.generator(fed.seed, "consolidation", round), lesson)
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
@@ -227,3 +238,9 @@ class Continual(Strategy):
         self.ledger.load_state_dict(state)
         self.previous = under(state, PREVIOUS)
         self.bank.load_state_dict({key: value.to(self.federation.device) for key, value in under(state, "bank/").items()})
+
+
+def turned_back(found: Impressions) -> Impressions:
+    """Impressions of classes in every turn as upright ones of the classes."""
+    images, probabilities = turned(found.images, -found.labels), found.targets.view(len(found), -1, QUARTERS).sum(2)
+    return replace(found, images=images, targets=probabilities, labels=found.labels // QUARTERS)

@@ -57,6 +57,10 @@ class Course:
         """How many classes are known in a step: the outputs of its model."""
         return len(self.tasks[step].seen)
 
+    def brought(self, task: int) -> tuple[int, ...]:
+        """The classes, ascending, that a task's training images show: its new ones, and those that come back."""
+        return tuple(self.data.train.labels[self.tasks[task].train].unique().tolist())
+
     def members(self, step: int) -> list[int]:
         """The clients that have work in a step, ascending."""
         return [client for client, task in enumerate(self.attendance[step]) if task is not None]

@@ -1,4 +1,4 @@
-"""A head that grows, and shrinks: models of one architecture with more or fewer outputs."""
+"""A head that grows: models of one architecture with more outputs."""
 
 from __future__ import annotations
 
@@ -32,14 +32,3 @@ def _grown(name: str, old: Tensor, fresh: Tensor) -> Tensor:
     if old.dim() < 1 or old.shape[1:] != fresh.shape[1:] or len(old) > len(fresh):
         raise FedimprError(f"'{name}' cannot grow", stage="growing the head", value=(tuple(old.shape), tuple(fresh.shape)))
     return torch.cat([old, fresh[len(old) :].to(old.device)])
-
-
-def narrowed(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor], classes: Tensor) -> dict[str, Tensor]:
-    """The weights of a model that is asked about some of its classes only.
-
-    Args:
-        weights: a state dict.
-        fresh: that of the same architecture with J classes.
-        classes: (J,), the outputs that are left, in this order.
-    """
-    return {name: old if old.shape == fresh[name].shape else old[classes.to(old.device)] for name, old in weights.items()}

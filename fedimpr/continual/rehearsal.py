@@ -10,6 +10,9 @@ One value holds the weights of all terms; a term of weight 0 is not computed. Th
 
 Differences: LANDER's anchors are embeddings of the classes' names by a language model; here they are directions drawn from a seed, of the
 features' own size, so that no projection is learnt.
+
+A model that knows its classes in every quarter turn (:mod:`fedimpr.turns`) learns all of this with each class in each turn as a class of
+its own: own and remembered images are shown upright and in one other turn.
 """
 
 from __future__ import annotations
@@ -24,10 +27,12 @@ from torch import Tensor, nn
 
 from fedimpr import seeds
 from fedimpr.errors import ConfigError
-from fedimpr.models import final_layer
+from fedimpr.models import final_layer, in_every_turn
 from fedimpr.observation import Observation, observe
 from fedimpr.synthesis.base import require
 from fedimpr.training import Lesson
+from fedimpr.turns import QUARTERS, outputs_of, with_turned
+from fedimpr.views import Views
 
 
 class Memory(NamedTuple):
@@ -58,6 +63,7 @@ class Rehearsal:
         radius: of that ball, in units of a feature's root mean square.
         temperature: of the answers that are distilled.
         batch_size: remembered images a step.
+        views: augmentation of remembered images.
     """
 
     own: Literal["all", "task"]
@@ -70,6 +76,7 @@ class Rehearsal:
     radius: float
     temperature: float
     batch_size: int
+    views: Views
 
     def __post_init__(self) -> None:
         weights = ("distil_own", "replay_labels", "replay_distil", "features", "head", "anchors")
@@ -96,21 +103,30 @@ class Rehearsal:
             memory: remembered images; ``None`` where there are none.
             seed: of the anchors.
         """
+        earlier = None if previous is None else in_every_turn(previous)
 
         def lesson(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-            count, shown, names = len(images), images, labels
+            whole = in_every_turn(model)
+            turned = whole is not model
+            shown, names = with_turned(images, labels, generator) if turned else (images, labels)
+            count, own = len(shown), task.to(labels.device)
             if memory is not None and self.needs_memory:
                 places = torch.randint(len(memory.labels), (self.batch_size,), generator=generator)
-                remembered = memory.images[places].to(images.device).float() / 255
-                shown, names = torch.cat([images, remembered]), torch.cat([labels, memory.labels[places].to(labels.device)])
+                remembered = self.views(memory.images[places].to(images.device).float() / 255, generator)
+                named = memory.labels[places].to(labels.device)
+                if turned:
+                    remembered, named = with_turned(remembered, named, generator)
+                shown, names = torch.cat([shown, remembered]), torch.cat([names, named])
             # One pass for both: batch norm then sees the past as well.
             deep = self.features > 0 or self.head > 0 or self.anchors > 0
-            seen = observe(model, shown, features="penultimate" if deep else None)
+            seen = observe(whole, shown, features="penultimate" if deep else None)
             before = None
-            if previous is not None and self.needs_previous:
+            if earlier is not None and self.needs_previous:
                 with torch.no_grad():
-                    before = observe(previous, shown, features="penultimate" if self.features > 0 else None)
-            return self._loss(model, seen, names, count, task.to(labels.device), before, previous, seed), seen.logits[:count]
+                    before = observe(earlier, shown, features="penultimate" if self.features > 0 else None)
+            loss = self._loss(whole, seen, names, count, outputs_of(own) if turned else own, before, earlier, seed)
+            logits = seen.logits[: len(images)]
+            return loss, logits[:, ::QUARTERS] if turned else logits
 
         return lesson
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from fedimpr import seeds
 from fedimpr.errors import ConfigError, TeacherError
 from fedimpr.models import alexnet, cnn, from_torchvision, lenet, resnet, vgg, wide_resnet
 from fedimpr.models.architecture import Architecture, Shape
+from fedimpr.turns import QUARTERS
 
 _ARCHITECTURES: dict[str, Architecture] = {
     name: architecture for family in (lenet, cnn, alexnet, resnet, wide_resnet, vgg) for name, architecture in family.ARCHITECTURES.items()
@@ -29,6 +31,10 @@ class Classifier(nn.Module):
         mean: per channel that the network takes, of images in [0, 1]. One grey channel is repeated to as many as there are means.
         std: as ``mean``, > 0.
         spec: the JSON-able arguments of :func:`build` but the seed; :func:`rebuild` takes them.
+
+    Attributes:
+        turned: whether the network has an output for each class in each quarter turn (see :mod:`fedimpr.turns`). The classifier answers
+            with those of the upright ones.
     """
 
     mean: Tensor
@@ -37,13 +43,27 @@ class Classifier(nn.Module):
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float], spec: dict[str, Any]) -> None:
         super().__init__()
         self.network, self.spec = network, spec
+        self.turned = bool(spec.get("options", {}).get("turned", False))
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K) of images (N, C, H, W) in [0, 1]."""
         logits: Tensor = self.network((images - self.mean) / self.std)
-        return logits
+        return logits[:, ::QUARTERS] if self.turned else logits
+
+
+def in_every_turn(model: nn.Module) -> nn.Module:
+    """The same network with all its outputs: a model of 4 K classes, if ``model`` is a :class:`Classifier` that knows them in every turn.
+
+    They share their weights. Any other model is its own answer.
+    """
+    if not isinstance(model, Classifier) or not model.turned:
+        return model
+    whole = copy.copy(model)  # of the module, not of what it holds
+    options = {key: value for key, value in model.spec["options"].items() if key != "turned"}
+    whole.turned, whole.spec = False, {**model.spec, "classes": QUARTERS * model.spec["classes"], "options": options}
+    return whole
 
 
 def names() -> tuple[str, ...]:
@@ -61,7 +81,8 @@ def build(name: str, *, shape: Shape, classes: int, mean: Sequence[float], std: 
         mean: (C,) of the training images in [0, 1].
         std: (C,), > 0.
         seed: decides the initial weights; the global random state is left alone.
-        **options: what the architecture leaves open, e.g. ``batch_norm`` of ``lenet5``.
+        **options: what the architecture leaves open, e.g. ``batch_norm`` of ``lenet5``; and ``turned``, for any: whether the network has an
+            output for each class in each quarter turn.
 
     Raises:
         ConfigError: a setting is unknown, missing or out of range, or the images are too small for the network.
@@ -73,12 +94,15 @@ def build(name: str, *, shape: Shape, classes: int, mean: Sequence[float], std: 
     mean, std = _per_channel("dataset.mean", mean, shape[0]), _per_channel("dataset.std", std, shape[0])
     if min(std) <= 0:
         raise ConfigError("dataset.std", std, "numbers > 0")
+    own = {key: value for key, value in options.items() if key != "turned"}
     try:
-        inspect.signature(architecture.make).bind(shape, classes, **options)
+        inspect.signature(architecture.make).bind(shape, classes, **own)
     except TypeError as error:
         raise ConfigError("model.options", options, f"the options of {name}; {error}") from None
+    if options.get("turned") and shape[1] != shape[2]:
+        raise ConfigError("model.options.turned", True, f"false for images of {shape[1]}x{shape[2]} pixels: turned they have another shape")
     with seeds.isolated(seed):
-        network = architecture.make(shape, classes, **options)
+        network = architecture.make(shape, classes * (QUARTERS if options.get("turned") else 1), **own)
     repeat = (architecture.channels or shape[0]) // shape[0]
     spec = {"name": name, "shape": list(shape), "classes": classes, "mean": mean, "std": std, "options": dict(options)}
     return Classifier(network, mean * repeat, std * repeat, spec)

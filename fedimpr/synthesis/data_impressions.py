@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from fedimpr import seeds
 from fedimpr.devices import accelerated, device_of
-from fedimpr.errors import ConfigError
+from fedimpr.errors import ConfigError, TeacherError
 from fedimpr.impressions import Impressions
 from fedimpr.observation import frozen
 from fedimpr.synthesis.base import Progress, classes_of, finished, require, silent
@@ -90,9 +90,12 @@ class DataImpressions:
         """
         device, text = device_of(teacher), self.variant == "text"
         with frozen(teacher, student), accelerated(device):
-            classes_of(teacher, shape, device)
+            classes = classes_of(teacher, shape, device)
             loss = self.priors.bound(teacher, student, self.temperature)
             wanted, labels, rows = self.targets.draw(teacher, count, shape, self.temperature, generator)
+            if wanted.shape[1] != classes:
+                problem = f"the teacher's final layer has {wanted.shape[1]} outputs, and it answers with {classes}"
+                raise TeacherError(problem, stage="synthesis", remedy="Of a model that knows classes in turns, mine in_every_turn(model).")
             if text:  # any order will do, so every batch mixes all classes
                 order = torch.randperm(count, generator=generator)
                 wanted, labels, rows = wanted[order], labels[order], [count]

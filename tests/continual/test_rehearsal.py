@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from fedimpr.continual.rehearsal import Memory, Rehearsal, anchors
 from fedimpr.errors import ConfigError
-from fedimpr.models import final_layer
+from fedimpr.models import build, final_layer
+from fedimpr.views import Views
 
 OFF = {
     "own": "all", "distil_own": 0.0, "replay_labels": 0.0, "replay_distil": 0.0, "features": 0.0, "head": 0.0, "anchors": 0.0,
     "radius": 0.0, "temperature": 2.0, "batch_size": 6,
+    "views": Views(shift=0.0, scale=(1.0, 1.0), rotation=0.0, flip=False),
 }  # fmt: skip
 IMAGES, LABELS = torch.rand(5, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([2, 3, 3, 2, 2])
 TASK = torch.tensor([2, 3])
@@ -69,6 +71,16 @@ def test_remembered_images_are_learnt_by_their_labels() -> None:
     torch.testing.assert_close(loss(replay_labels=0.5), PLAIN + 0.5 * F.cross_entropy(MODEL(images), labels))
 
 
+def test_remembered_images_are_moved_and_own_ones_are_not() -> None:
+    """The task's own were moved before the lesson; the views draw from the generator that has drawn the remembered images."""
+    views, random = Views(shift=0.5, scale=(1.0, 1.0), rotation=0.0, flip=True), torch.Generator().manual_seed(5)
+    places = torch.randint(9, (6,), generator=random)
+    images = views(MEMORY.images[places].float() / 255, random)
+    assert not torch.equal(images, remembered()[0])
+    wanted = PLAIN + F.cross_entropy(MODEL(images), MEMORY.labels[places])
+    torch.testing.assert_close(loss(replay_labels=1.0, views=views), wanted)
+
+
 def test_target_distils_the_previous_answers_to_remembered_images() -> None:
     images, _ = remembered()
     torch.testing.assert_close(loss(replay_distil=25.0), PLAIN + 25 * divergence(MODEL(images), PREVIOUS(images)))
@@ -110,3 +122,31 @@ def test_in_the_first_step_there_is_nothing_to_remember() -> None:
 def test_what_is_out_of_range_is_refused_by_name(key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"config key '{key}' is"):
         Rehearsal(**(OFF | {key: value}))
+
+
+def test_a_model_that_knows_turns_learns_each_turn_of_a_class_as_a_class_of_its_own() -> None:
+    """Own and remembered images upright and in one more turn, which the generator draws; class k turned by q quarters is output 4 k + q."""
+    settings = {"shape": (1, 8, 8), "mean": [0.5], "std": [0.25], "batch_norm": False, "turned": True}
+    model, previous = (build("lenet5", classes=k, seed=k, **settings).eval() for k in (4, 2))
+    images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(7))
+    memory = Memory(torch.randint(256, (9, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(8)), torch.arange(9) % 2)
+    lesson = Rehearsal(**(OFF | {"own": "task", "replay_labels": 0.5, "replay_distil": 3.0})).bound(TASK, previous, memory, seed=0)
+    value, logits = lesson(model, images, LABELS, torch.Generator().manual_seed(5))
+
+    random = torch.Generator().manual_seed(5)
+    own = torch.randint(1, 4, (5,), generator=random)
+    places = torch.randint(9, (6,), generator=random)
+    past = torch.randint(1, 4, (6,), generator=random)
+    remembered = memory.images[places].float() / 255
+    first = torch.cat([images, *(torch.rot90(x[None], int(q), (2, 3)) for x, q in zip(images, own, strict=True))])
+    second = torch.cat([remembered, *(torch.rot90(x[None], int(q), (2, 3)) for x, q in zip(remembered, past, strict=True))])
+    on_own, on_past, wanted = (
+        model.network((first - 0.5) / 0.25),
+        model.network((second - 0.5) / 0.25),
+        previous.network((second - 0.5) / 0.25),
+    )
+    among_new = F.cross_entropy(on_own[:, 8:], torch.cat([4 * LABELS, 4 * LABELS + own]) - 8)
+    labels = F.cross_entropy(on_past, torch.cat([4 * memory.labels[places], 4 * memory.labels[places] + past]))
+    p, q = (wanted / 2).softmax(1), (on_past[:, :8] / 2).softmax(1)
+    torch.testing.assert_close(value, among_new + 0.5 * labels + 3 * 4 * (p * (p.log() - q.log())).sum(1).mean())
+    torch.testing.assert_close(logits, model(images))

@@ -10,13 +10,16 @@ import torch
 from torch import Tensor
 
 from fedimpr.errors import ConfigError, FedimprError
+from fedimpr.impressions import Impressions
+from fedimpr.models import in_every_turn
+from fedimpr.synthesis import DataImpressions
 from sim import plots
 from sim.by_task import matrices, write_matrices
 from sim.config import CONFIGS, Settings, composed
 from sim.federation import course_of, strategy_of
 from sim.local import run_local
 from strategies import Nobody
-from strategies.continual import Continual
+from strategies.continual import Continual, turned_back
 from tests.sim.adapting_tiny import SHIFTED
 from tests.sim.tiny import assert_same, overrides
 
@@ -28,6 +31,7 @@ def stream(output: Path, row: str, *more: str) -> Settings:
     """Digits in three tasks, three clients, a round each; whatever mines is shrunk."""
     chosen = composed([f"continual={row}", "tasks=class_incremental", "tasks.scenario.tasks=[4,3,3]"])
     small = [part for part in overrides(methods=list(chosen.synthesis)) if not part.startswith("synthesis=")]
+    small += [f"synthesis.{name}.mining.images=120" for name in chosen.synthesis]  # some of every class
     tasks = ["tasks=class_incremental", "tasks.scenario.tasks=[4,3,3]", "tasks.rounds=1", "partition=iid"]
     return composed([f"continual={row}", *tasks, *small, f"output='{output}'", *more])
 
@@ -43,6 +47,19 @@ def test_every_row_learns_task_after_task(row: str, tmp_path: Path) -> None:
         assert 0 <= found["measures"]["last_accuracy_over_images"] <= 1 and -1 <= found["measures"]["forgetting"] <= 1
     assert (tmp_path / "accuracy_matrix.png").stat().st_size > 1000
     assert "Results by task" in (tmp_path / "report.html").read_text()
+
+
+@pytest.fixture
+def fluent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data impressions show what they are asked for, one output after the other, as those of a model do that has learnt something."""
+
+    def synthesize(self, teacher, count, generator, *, shape, student=None, progress=None) -> Impressions:
+        with torch.no_grad():
+            outputs = teacher(torch.zeros(1, *shape)).shape[1]
+        labels = torch.arange(count) % outputs
+        return Impressions(torch.rand(count, *shape, generator=generator), torch.eye(outputs)[labels], labels, count)
+
+    monkeypatch.setattr(DataImpressions, "synthesize", synthesize)
 
 
 class Stopped(Exception):
@@ -74,6 +91,7 @@ def test_stopped_inside_a_task_it_goes_on_to_the_same_weights(
     assert (tmp_path / "straight/continual.json").read_bytes() == (tmp_path / "stopped/continual.json").read_bytes()
 
 
+@pytest.mark.usefixtures("fluent")
 def test_the_server_may_replay_and_late_and_slow_clients_take_part(tmp_path: Path) -> None:
     server = (
         "epochs: 1, batch_size: 8, lr: 0.01, momentum: 0.9, momentum_kept: false, weight_decay: 0.0, clip: 10.0",
@@ -137,9 +155,10 @@ def test_impressions_of_every_task_get_a_picture(tmp_path: Path) -> None:
     assert plots.DPI  # the pictures are those of the report
 
 
+@pytest.mark.usefixtures("fluent")
 def test_new_classes_join_the_bank_in_equal_shares(tmp_path: Path) -> None:
     """Room for thirty: of 4 classes 30 // 4 = 7 each at most, then 30 // 7 = 4, then 30 // 10 = 3; the oldest of a class stay."""
-    strategy = strategy_of(stream(tmp_path, "di", "strategy.mines=new", "synthesis.di.mining.images=40"), Nobody())
+    strategy = strategy_of(stream(tmp_path, "di", "strategy.mines=new"), Nobody())
     assert isinstance(strategy, Continual) and strategy.bank.capacity == 30
     before: list[Tensor] = []
     for step, (classes, share) in enumerate([(4, 7), (7, 4), (10, 3)]):
@@ -150,14 +169,48 @@ def test_new_classes_join_the_bank_in_equal_shares(tmp_path: Path) -> None:
         before = now
 
 
-def test_only_classes_that_are_new_can_join_alone(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("fluent")
+def test_a_class_without_an_impression_stops_a_server_that_replays(tmp_path: Path) -> None:
+    """Four images are of the first class, which has outputs 0 to 3: of the four classes that task 1 brings three have none."""
+    given = (
+        "epochs: 1, batch_size: 8, lr: 0.01, momentum: 0.9, momentum_kept: false, weight_decay: 0.0, clip: 10.0, views: ${training.views}"
+    )
+    consolidation = f"strategy.consolidation={{_target_: fedimpr.training.LocalTraining, {given}}}"
+    few = ("synthesis.di.mining.images=4", "synthesis.di.mining.portions=1", "strategy.replay=server", consolidation)
+    with pytest.raises(
+        FedimprError, match=r"round 1, mining di: the server has no impression of class \d, \d, \d. Raise synthesis.di.mining"
+    ):
+        run_local(stream(tmp_path, "di", *few))
+
+
+def test_an_impression_is_remembered_as_what_the_model_takes_it_for(tmp_path: Path) -> None:
+    strategy = strategy_of(stream(tmp_path, "di"), Nobody())
+    assert isinstance(strategy, Continual)
+    model = strategy.federation.build(None, 4).eval()
+    strategy._mine(model, 0, 1)
+    images = (strategy.bank.images * 255).round() / 255
+    whole = torch.stack([in_every_turn(model)(torch.rot90(images, q, (2, 3))).detach() for q in range(4)], 1)  # (N, turn, outputs)
+    decided = whole.argmax(2)  # in some turn the image is what the model took it for, that class in that turn
+    assert bool((decided == 4 * strategy.bank.labels[:, None] + torch.arange(4)).any(1).all())
+
+
+@pytest.mark.usefixtures("fluent")
+def test_a_domain_brings_all_its_classes_and_each_domain_keeps_its_share(tmp_path: Path) -> None:
+    """Room for thirty: of ten classes in one domain 30 // 10 = 3 each, then of ten in two 30 // 20 = 1; the oldest stay."""
     small = [part for part in overrides(methods=["di"]) if not part.startswith("synthesis=")]
     domains = ["tasks=domain_incremental", "tasks.rounds=1", "partition=iid", "dataset.source=shifted", SHIFTED]
-    with pytest.raises(ConfigError, match="config key 'strategy.mines' is 'new'; allowed: seen where a task has no new class, as"):
-        run_local(composed(["continual=di", *small, *domains, f"output='{tmp_path}'", "strategy.mines=new"]))
+    settings = composed(["continual=di", *small, *domains, "synthesis.di.mining.images=120", f"output='{tmp_path}'"])
+    strategy = strategy_of(settings, Nobody())
+    assert isinstance(strategy, Continual) and len(strategy.course.tasks) == 3 and not strategy.course.tasks[1].new
+    for step, share in enumerate([3, 1, 1]):
+        strategy._mine(strategy.federation.build(None, 10), step, step + 1)
+        held = [[int((strategy.bank.labels[strategy.bank.came_from(s)] == k).sum()) for k in range(10)] for s in strategy.bank.sources]
+        assert held == [[share] * 10] * (step + 1)
+    run_local(settings)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fluent")
 def test_memory_is_bounded_over_a_hundred_tasks(tmp_path: Path) -> None:
     """A bank of thirty impressions and the two newest states, however many tasks there were."""
     from fedimpr.states import size_of
@@ -191,3 +244,19 @@ def test_memory_is_bounded_over_a_hundred_tasks(tmp_path: Path) -> None:
 def test_bad_input_is_one_line(wrong: str, message: str, tmp_path: Path) -> None:
     with pytest.raises((ConfigError, FedimprError), match=message):
         run_local(stream(tmp_path, "finetuning", wrong))
+
+
+def test_a_model_that_knows_turns_is_refused_where_nothing_teaches_it(tmp_path: Path) -> None:
+    small = [part for part in overrides(methods=["di"]) if not part.startswith("synthesis=")]
+    with pytest.raises(ConfigError, match="config key 'model.options.turned' is True; allowed: false without tasks"):
+        run_local(composed(["synthesis=[di]", *small, "+model.options.turned=true", f"output='{tmp_path}'"]))
+
+
+def test_impressions_of_turned_classes_come_back_upright() -> None:
+    """Class 1 in its third turn, output 7, turned back by three quarters; its probability is that of all four turns."""
+    images = torch.rand(2, 1, 4, 4)
+    targets = torch.tensor([[0.1, 0.0, 0.0, 0.2, 0.3, 0.0, 0.1, 0.3], [0.25, 0.25, 0.25, 0.25, 0.0, 0.0, 0.0, 0.0]])
+    found = turned_back(Impressions(images, targets, torch.tensor([7, 0]), 3))
+    assert torch.equal(found.images[0], torch.rot90(images[0], -3, (1, 2))) and torch.equal(found.images[1], images[1])
+    assert found.labels.tolist() == [1, 0] and found.teacher_passes == 3
+    torch.testing.assert_close(found.targets, torch.tensor([[0.3, 0.7], [1.0, 0.0]]))
