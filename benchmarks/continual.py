@@ -57,11 +57,12 @@ def main() -> None:
 
 
 def play(experiment: str, row: str, seed: int, more: list[str]) -> dict:
-    """One seed and row, in a process of its own: the measures, and the accuracy matrix of the first candidate."""
+    """One seed and row, in a process of its own: the measures, and the accuracy matrix of the model that goes on."""
     with tempfile.TemporaryDirectory() as folder:
         words = [f"experiment={experiment}", f"continual={row}", f"seed={seed}", f"output={folder}", "runtime.threads=1", *more]
         subprocess.run([sys.executable, "-m", "sim", *words], cwd=ROOT, check=True, env={"OMP_NUM_THREADS": "1", **os.environ})
-        told = json.loads((Path(folder) / "continual.json").read_text())["methods"]["FedAvg"]
+        methods = json.loads((Path(folder) / "continual.json").read_text())["methods"]
+        told = list(methods.values())[-1]
         wall = json.loads((Path(folder) / "run.json").read_text())["wall_seconds"]
     return {"row": row, "seed": seed, **told, "wall_seconds": wall}
 

@@ -373,7 +373,7 @@ PAIRS = {
         ),
         long={},
         published={},
-        remarks="",
+        remarks="`real images`: the same student on the training images, in as many steps. Budget: 100,000 images through the teacher.",
         bfloat16=True,
     ),
     "cifar10_wrn": published_pair(
