@@ -115,7 +115,7 @@ def test_one_task_is_neither_forgotten_nor_transferred() -> None:
 # --- Properties ---
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(matrix=matrices())
 def test_forgetting_and_backward_transfer_lie_between_minus_one_and_one(matrix: Tensor) -> None:
     assert -1 <= forgetting(matrix) <= 1
@@ -124,7 +124,7 @@ def test_forgetting_and_backward_transfer_lie_between_minus_one_and_one(matrix: 
     assert forgetting(matrix) >= -backward_transfer(matrix) - 1e-12
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(matrix=matrices())
 def test_nothing_is_forgotten_where_nothing_is_lost(matrix: Tensor) -> None:
     best = matrix.nan_to_num(0).amax(0)
@@ -135,7 +135,7 @@ def test_nothing_is_forgotten_where_nothing_is_lost(matrix: Tensor) -> None:
     assert forgetting(kept) == 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(matrix=matrices(), loss=st.floats(0, 1))
 def test_what_the_last_step_loses_on_every_old_task_is_what_forgetting_grows_by(matrix: Tensor, loss: float) -> None:
     lost = matrix.clone()
@@ -146,7 +146,7 @@ def test_what_the_last_step_loses_on_every_old_task_is_what_forgetting_grows_by(
     assert lost[-1, -1] == matrix[-1, -1]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(matrix=matrices(1), counts=st.lists(st.integers(1, 10**6), min_size=4, max_size=4))
 def test_accuracy_over_tasks_so_far_lies_between_their_worst_and_best(matrix: Tensor, counts: list[int]) -> None:
     for test_images in (None, torch.tensor(counts[: len(matrix)])):
@@ -155,7 +155,7 @@ def test_accuracy_over_tasks_so_far_lies_between_their_worst_and_best(matrix: Te
             assert float(seen.min()) - 1e-12 <= accuracy <= float(seen.max()) + 1e-12
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(matrix=matrices(1), count=st.integers(1, 10**6))
 def test_tasks_of_equal_size_weigh_the_same(matrix: Tensor, count: int) -> None:
     equal = torch.full((len(matrix),), count)

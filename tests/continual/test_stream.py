@@ -65,7 +65,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
     return ClassIncremental(tasks=tasks, order=draw(st.none() | st.permutations(range(10)).map(tuple)))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(scenario=scenarios(), seed=st.integers(0, 2**62))
 def test_every_image_is_in_one_task_and_the_same_seed_gives_the_same_stream(scenario: Scenario, seed: int) -> None:
     data = toy()
@@ -208,7 +208,7 @@ def test_clients_may_join_late_and_be_behind() -> None:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data(), tasks=st.integers(1, 8), clients=st.integers(1, 6))
 def test_a_client_has_one_task_after_the_other_and_no_step_and_no_task_is_without_client(
     data: st.DataObject, tasks: int, clients: int

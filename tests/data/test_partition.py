@@ -55,7 +55,7 @@ ALL: dict[str, Callable[[float], Recipe]] = {
 
 
 @pytest.mark.parametrize("name", ALL)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     alpha=st.floats(1e-3, 1e3), clients=st.integers(1, 12), minimum=st.integers(1, 5), count=st.integers(1, 200), seed=st.integers(0, 2**62)
 )

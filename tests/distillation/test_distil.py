@@ -172,7 +172,7 @@ class Still(torch.nn.Module):
         return self.logits.expand(len(images), -1)
 
 
-@settings_of(max_examples=25, deadline=None)
+@settings_of(max_examples=25)
 @given(st.integers(1, 4), st.integers(0, 9), st.integers(0, 9))
 def test_progress_never_falls_and_ends_at_its_total(portions: int, before: int, more: int) -> None:
     images, ticks = before + portions + more, {"mining": [], "distilling": []}

@@ -140,7 +140,7 @@ def plainly(devices: Fleet, concurrency: int, buffer: int, oldest: float, wanted
     return told[:wanted]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.sampled_from([1.0, 1.0, 2.0, 3.0, 7.5, 20.0]), min_size=1, max_size=7),
     st.sampled_from([0.0, 0.0, 0.4]),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
@@ -42,7 +42,6 @@ def network(embeddings: torch.Tensor | None = None) -> NoisyNetwork:
         return NoisyNetwork(embeddings, CLASSES, SIZE, 6, 8, SHAPE)
 
 
-@settings(deadline=None)  # the first call of a process may take long
 @given(st.integers(2, 20), st.integers(1, 20))
 def test_each_noisy_layer_takes_an_equal_share_of_the_images_in_their_order(n: int, layers: int) -> None:
     """By hand: the first ceil(n / layers) images through the first layer, the next through the second, and so on."""
