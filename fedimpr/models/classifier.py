@@ -94,15 +94,15 @@ def build(name: str, *, shape: Shape, classes: int, mean: Sequence[float], std: 
     mean, std = _per_channel("dataset.mean", mean, shape[0]), _per_channel("dataset.std", std, shape[0])
     if min(std) <= 0:
         raise ConfigError("dataset.std", std, "numbers > 0")
-    own = {key: value for key, value in options.items() if key != "turned"}
+    turned, own = options.get("turned", False), {key: value for key, value in options.items() if key != "turned"}
     try:
         inspect.signature(architecture.make).bind(shape, classes, **own)
     except TypeError as error:
         raise ConfigError("model.options", options, f"the options of {name}; {error}") from None
-    if options.get("turned") and shape[1] != shape[2]:
+    if turned and shape[1] != shape[2]:
         raise ConfigError("model.options.turned", True, f"false for images of {shape[1]}x{shape[2]} pixels: turned they have another shape")
     with seeds.isolated(seed):
-        network = architecture.make(shape, classes * (QUARTERS if options.get("turned") else 1), **own)
+        network = architecture.make(shape, classes * (QUARTERS if turned else 1), **own)
     repeat = (architecture.channels or shape[0]) // shape[0]
     spec = {"name": name, "shape": list(shape), "classes": classes, "mean": mean, "std": std, "options": dict(options)}
     return Classifier(network, mean * repeat, std * repeat, spec)
