@@ -58,6 +58,8 @@ class Settings:
         dataset: what :func:`fedimpr.data.load` takes, beside what models need to know of it.
         partition: a recipe.
         model: name and options of the global model.
+        initial_weights: a file of weights that the global model starts from, see :func:`fedimpr.models.load_pretrained`; nothing means the
+            seed's.
         client_models: models dealt to the partitions in turn; nothing means the global one for all.
         training: local training.
         synthesis: methods by name.
@@ -89,6 +91,7 @@ class Settings:
     dataset: Mapping[str, Any]
     partition: Mapping[str, Any]
     model: Mapping[str, Any]
+    initial_weights: str | None
     client_models: Sequence[Mapping[str, Any]] | None
     training: Mapping[str, Any]
     synthesis: Mapping[str, Any]

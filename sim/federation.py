@@ -6,6 +6,7 @@ import functools
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -109,9 +110,12 @@ def rounds_of(settings: Settings) -> int:
 
 
 def initial_weights(settings: Settings) -> dict[str, Tensor]:
-    """The weights that a run begins with: with tasks, those of a model that knows the classes of the first."""
+    """The weights that a run begins with, random or a file's; with tasks, those of a model that knows the classes of the first."""
     course = course_of(settings)
-    return build_model(settings, None, None if course is None else course.classes(0)).state_dict()
+    model = models.build(**_architecture(settings, None, None if course is None else course.classes(0)))
+    if settings.initial_weights is not None:
+        models.load_pretrained(model, Path(settings.initial_weights).expanduser(), "initial_weights")
+    return model.state_dict()
 
 
 def build_model(settings: Settings, partition: int | None, classes: int | None = None) -> nn.Module:
@@ -271,6 +275,8 @@ def check(settings: Settings) -> None:
         build_model(settings, partition)
         if _architecture(settings, partition).get("turned") and settings.tasks is None:
             raise ConfigError("model.options.turned", True, "false without tasks: nothing else teaches a model what turned images are")
+    if settings.initial_weights is not None:
+        initial_weights(settings)
     tracking.check(settings.tracking)
     strategy_of(settings, Nobody())  # built and thrown away
     for partition in faults_of(settings):

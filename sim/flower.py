@@ -243,7 +243,7 @@ def _healthy(address: str) -> bool:
 
 def run_experiment(settings: Settings, overrides: Sequence[str]) -> int:
     """:func:`run` an experiment of this tree, with ``runtime=flower`` among its overrides; relative paths are meant from here."""
-    paths = {"output": settings.output, "resume": settings.resume}
+    paths = {key: getattr(settings, key) for key in ("output", "resume", "initial_weights")}
     paths |= {f"dataset.{key}": settings.dataset.get(key) for key in ("folder", "cache")}
     absolute = {key: quoted(os.path.abspath(os.path.expanduser(path))) for key, path in paths.items() if path is not None}
     if "mlflow" in settings.tracking:  # the folder of the server's app does not last

@@ -1,4 +1,4 @@
-"""The classifiers of torchvision, without their published weights."""
+"""The classifiers of torchvision; :func:`~fedimpr.models.load_pretrained` takes their published weights from a file."""
 
 from __future__ import annotations
 

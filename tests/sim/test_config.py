@@ -7,10 +7,11 @@ import re
 import pytest
 from hydra.errors import HydraException
 
+from fedimpr.data.partition import Shards
 from fedimpr.errors import FedimprError
 from fedimpr.views import Views
 from sim.config import CONFIGS, call, composed, construct, from_json, in_one_line, placed
-from sim.federation import check
+from sim.federation import build_model, check
 
 WRONG = {
     "partition.alpha=0": r"'partition.alpha' is 0.*; allowed: .*> 0",
@@ -105,6 +106,14 @@ def test_every_experiment_composes_and_goes_to_json_and_back(name: str) -> None:
     settings = composed([f"experiment={name}"])
     again = from_json(settings.to_json())
     assert again == settings and again.hash() == settings.hash() and list(again.synthesis) == list(settings.synthesis)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml")))
+def test_an_experiment_is_run_with_another_network_and_partition_by_naming_them(name: str) -> None:
+    """What an experiment sets of its own is not passed to another one."""
+    settings = composed([f"experiment={name}", "model=torchvision_resnet18", "partition=shards"])
+    assert type(build_model(settings, None).network).__name__ == "ResNet"
+    assert construct(settings.partition, "partition") == Shards(per_client=2)
 
 
 CHOICES: dict[str, list[str]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fedimpr.errors import ConfigError, FedimprError
+from sim.config import composed
+from sim.federation import check, initial_weights
 from sim.results import RunFolder
-from sim.weights import read_model
+from sim.weights import read_model, weights_hash
 from tests.makers import CLASSES, SHAPE, small_ensemble, small_model
+from tests.sim.tiny import tiny
 
 
 def rewritten(path: Path, to: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
@@ -28,6 +32,19 @@ def rewritten(path: Path, to: Path, change: Callable[[dict[str, torch.Tensor]], 
 
 def halve(tensors: dict[str, torch.Tensor]) -> None:
     tensors.update({name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()})
+
+
+def test_a_run_starts_from_the_weights_of_a_file(tmp_path: Path) -> None:
+    """The global model is the student of an earlier run; a file that does not fit is refused before anything is written."""
+    settings = tiny(tmp_path / "run", methods=["di"])
+    other = initial_weights(replace(settings, seed=1))
+    save_file(other, tmp_path / "mine.safetensors")
+    start = replace(settings, initial_weights=str(tmp_path / "mine.safetensors"))
+    check(start)
+    assert weights_hash(initial_weights(start)) == weights_hash(other) != weights_hash(initial_weights(settings))
+    another = composed(["model=cnn_dropout", f"initial_weights={tmp_path / 'mine.safetensors'}"])
+    with pytest.raises(ConfigError, match="'initial_weights'.*weights of cnn_dropout"):
+        check(another)
 
 
 def student_file(folder: Path) -> Path:
