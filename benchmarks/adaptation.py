@@ -65,7 +65,8 @@ def main() -> None:
                 with file.open("a") as out:
                     out.write(json.dumps(row) + "\n")
         rows = [json.loads(line) for line in file.read_text().splitlines()]
-        command = f"python benchmarks/adaptation.py {experiment} --seeds {' '.join(map(str, asked.seeds))}"
+        options = [*(["--validation"] if asked.validation else []), *(["--more", *asked.more] if asked.more else [])]
+        command = " ".join(["python benchmarks/adaptation.py", experiment, "--seeds", *map(str, asked.seeds), *options])
         write(name, command, {"runs": rows}, table(rows))
 
 
