@@ -328,8 +328,8 @@ What was tried on held-out images, single seeds:
   0.004) or the loss: out of bright noise hardly any one is mined, and six ones in seven are then taken for fours. Images that start at a
   tenth of the brightness have ones; after 2,500 steps they give 93.2 to 94.2 where bright ones give 83 to 88. Without views that shrink,
   a darker start changes little (78.8 against 80.3).
-- Three students, 2,500 steps, on the same 4,000 images: elastic moves 89.6, mixed pairs 90.8, pairs cut together 90.3, none of them 93.9. Three
-  others: 87.5; mined and learnt through a mean of 3x3 pixels, and shrunk to half a side at most, 94.4; 20,000 such images, 20,000 steps: 96.1.
+- Three students, 2,500 steps, on the same 4,000 images: elastic moves 89.6, mixed pairs 90.8, pairs cut together 90.3, none of these 93.9.
+  Three others: 87.5; mined and learnt through a mean of 3x3 pixels, and shrunk to half a side at most, 94.4; 20,000 of those: 96.1.
 - DeepInversion from 3,000 images: 91.1 with still views, 94.9 moved a little (`jitter`), 86.7 moved as much as DI, whose shrinking
   contradicts the batch-norm statistics. ADI from 8,000 images and 8,000 steps: 96.55.
 - Generators that play against the student take one step for every five or ten of the student's: here some hundreds, published some ten
