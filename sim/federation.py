@@ -275,7 +275,7 @@ def check(settings: Settings) -> None:
         build_model(settings, partition)
         if _architecture(settings, partition).get("turned") and settings.tasks is None:
             raise ConfigError("model.options.turned", True, "false without tasks: nothing else teaches a model what turned images are")
-    if settings.initial_weights is not None:
+    if settings.initial_weights is not None and settings.resume is None:  # a run that goes on has weights of its own
         initial_weights(settings)
     tracking.check(settings.tracking)
     strategy_of(settings, Nobody())  # built and thrown away
