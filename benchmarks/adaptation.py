@@ -65,7 +65,11 @@ def main() -> None:
                 with file.open("a") as out:
                     out.write(json.dumps(row) + "\n")
         rows = [json.loads(line) for line in file.read_text().splitlines()]
-        options = [*(["--validation"] if asked.validation else []), *(["--more", *asked.more] if asked.more else [])]
+        options = [
+            *(["--targets", *asked.targets] if asked.targets else []),
+            *(["--validation"] if asked.validation else []),
+            *(["--more", *asked.more] if asked.more else []),
+        ]
         command = " ".join(["python benchmarks/adaptation.py", experiment, "--seeds", *map(str, asked.seeds), *options])
         write(name, command, {"runs": rows}, table(rows))
 
