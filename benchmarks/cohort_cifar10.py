@@ -1,12 +1,13 @@
-"""The benchmark that simulators are compared by: CIFAR-10 over 1,000 clients of 50 images, beside pfl.
+"""The benchmark that simulators are compared by: CIFAR-10 over 1,000 clients of 50 images, beside pfl and Flower.
 
     OMP_NUM_THREADS=1 python benchmarks/cohort_cifar10.py --pfl /path/to/python/with/pfl
 
 pfl (Granqvist et al., NeurIPS 2024) runs this task in its own comparison: cohorts of 50, one epoch of five steps of batch 10 at rate 0.1,
 the average is the next model, two convolutions with dropout and 1,626,442 parameters (``model=cnn_dropout``). Here for 20 rounds on two
 cores: ours with two Ray workers and in process, 125 clients a node that sends the sum of its part of the cohort; pfl in one process with
-one thread and with two. The accuracy on the test set after the last round stands beside the seconds, which count from the process's
-start. Three runs of each, or ``--repeats``, in turn; medians.
+one thread and with two; Flower's FedAvg in Flower's simulation, 1,000 SuperNodes and two actors, with a plain PyTorch loop as its client.
+The accuracy on the test set after the last round stands beside the seconds, which count from the process's start. Three runs of each, or
+``--repeats``, in turn; medians.
 
 pfl's environment: ``python -m venv it && it/bin/pip install torch==2.13.0 pfl==0.6.0``.
 """
@@ -14,6 +15,7 @@ pfl's environment: ``python -m venv it && it/bin/pip install torch==2.13.0 pfl==
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -36,6 +38,7 @@ RUNS = {
     "fedimpr, in process": ("local", 1),
     "pfl, 1 thread": ("pfl", 1),
     "pfl, 2 threads": ("pfl", 2),
+    "Flower, 2 actors": ("flower", 1),
 }
 
 
@@ -49,7 +52,8 @@ def main() -> None:
     rounds = 1 if asked.tiny else ROUNDS
     if asked.once:
         how, file = asked.once
-        print("took", json.dumps(by_pfl(file, rounds) if how == "pfl" else ours(how, rounds)), flush=True)
+        opponents = {"pfl": by_pfl, "flower": by_flower}
+        print("took", json.dumps(opponents[how](file, rounds) if how in opponents else ours(how, rounds)), flush=True)
         return
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "cifar10.npz")
@@ -77,8 +81,9 @@ def main() -> None:
 
 def measured(asked: argparse.Namespace, how: str, threads: int, file: str) -> dict:
     """What a process of its own took."""
-    root = Path(__file__).resolve().parents[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": "" if how == "pfl" else str(root)}
+    here = Path(__file__).resolve().parent
+    paths = "" if how == "pfl" else f"{here.parent}{os.pathsep}{here}"
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": paths}
     command = [asked.pfl if how == "pfl" else sys.executable, __file__, "--once", how, file, *(["--tiny"] if asked.tiny else [])]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     lines = [line for line in done.stdout.splitlines() if line.startswith("took ")]
@@ -121,7 +126,6 @@ def ours(runtime: str, rounds: int) -> dict:
 
 def by_pfl(file: str, rounds: int) -> dict:
     """The same with pfl's own pieces."""
-    import numpy as np
     import torch
     from pfl.aggregate.simulate import SimulatedBackend
     from pfl.algorithm.base import NNAlgorithmParams
@@ -135,9 +139,7 @@ def by_pfl(file: str, rounds: int) -> dict:
     from torch import nn
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    data = np.load(file)
-    images, labels = torch.from_numpy(data["train_images"]), torch.from_numpy(data["train_labels"])
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(images))).chunk(CLIENTS)
+    images, labels, shards = shards_of(file)
 
     class Net(nn.Sequential):
         def loss(self, x, y, eval=False):  # type: ignore[no-untyped-def]
@@ -148,12 +150,9 @@ def by_pfl(file: str, rounds: int) -> dict:
             with torch.no_grad():
                 return {"loss": Weighted(float(self.loss(x, y, eval=eval)) * len(y), len(y))}
 
-    net = Net(
-        *(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.25), nn.Flatten()),
-        *(nn.Linear(64 * 14 * 14, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10)),
-    )
+    net = Net(*layers())
     users = FederatedDataset(
-        lambda user: Dataset(raw_data=[images[order[user]], labels[order[user]]]), get_user_sampler("random", list(range(CLIENTS)))
+        lambda user: Dataset(raw_data=[images[shards[user]], labels[shards[user]]]), get_user_sampler("random", list(range(CLIENTS)))
     )
     model = PyTorchModel(net, torch.optim.SGD, torch.optim.SGD(net.parameters(), 1.0))
     FederatedAveraging().run(
@@ -163,11 +162,82 @@ def by_pfl(file: str, rounds: int) -> dict:
         NNTrainHyperParams(local_num_epochs=1, local_learning_rate=RATE, local_batch_size=BATCH),
         send_metrics_to_platform=False,
     )
+    return {"accuracy": tested(net, file), "seconds": time.perf_counter() - BEGAN}
+
+
+def by_flower(file: str, rounds: int) -> dict:
+    """The same by Flower's own FedAvg, in Flower's simulation."""
+    import torch
+    from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import ServerApp
+    from flwr.serverapp.strategy import FedAvg
+    from flwr.simulation import run_simulation
+    from torch import nn
+
+    client, server, ended = ClientApp(), ServerApp(), {}
+
+    @client.train()
+    def train(message: Message, context: Context) -> Message:
+        import cohort_cifar10 as here  # by name, so that an actor reads the images once
+
+        torch.set_num_threads(1)
+        images, labels, shards = here.shards_of(file)
+        net, places = nn.Sequential(*here.layers()), shards[int(context.node_config["partition-id"])]
+        net.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
+        optimizer = torch.optim.SGD(net.parameters(), RATE)
+        for batch in places[torch.randperm(len(places))].split(BATCH):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(images[batch]), labels[batch]).backward()
+            optimizer.step()
+        told = {"arrays": ArrayRecord(net.state_dict()), "metrics": MetricRecord({"num-examples": len(places)})}
+        return Message(RecordDict(told), reply_to=message)
+
+    @server.main()
+    def main(grid, context: Context) -> None:  # type: ignore[no-untyped-def]
+        while len(list(grid.get_node_ids())) < CLIENTS:
+            time.sleep(0.01)
+        strategy = FedAvg(fraction_train=COHORT / CLIENTS, fraction_evaluate=0.0, min_train_nodes=COHORT, min_available_nodes=CLIENTS)
+        ended["weights"] = strategy.start(grid, ArrayRecord(nn.Sequential(*layers()).state_dict()), num_rounds=rounds).arrays
+
+    resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": 2, "log_to_driver": False}}
+    run_simulation(server, client, num_supernodes=CLIENTS, backend_config=resources)  # type: ignore[arg-type]
+    net = nn.Sequential(*layers())
+    net.load_state_dict(ended["weights"].to_torch_state_dict())
+    return {"accuracy": tested(net, file), "seconds": time.perf_counter() - BEGAN}
+
+
+@functools.cache
+def shards_of(file: str) -> tuple:
+    """The training images, their labels, and the places of each client's."""
+    import numpy as np
+    import torch
+
+    data = np.load(file)
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(data["train_labels"])))
+    return torch.from_numpy(data["train_images"]), torch.from_numpy(data["train_labels"]), order.chunk(CLIENTS)
+
+
+def layers() -> list:
+    """The network's, for the opponents."""
+    from torch import nn
+
+    return [
+        *(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.25), nn.Flatten()),
+        *(nn.Linear(64 * 14 * 14, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10)),
+    ]
+
+
+def tested(net, file: str) -> float:  # type: ignore[no-untyped-def]
+    """The accuracy of an opponent's network."""
+    import numpy as np
+    import torch
+
+    data = np.load(file)
     net.eval()
     with torch.no_grad():
         guesses = torch.cat([net(part).argmax(1) for part in torch.from_numpy(data["test_images"]).split(500)])
-    accuracy = float((guesses == torch.from_numpy(data["test_labels"])).float().mean())
-    return {"seconds": time.perf_counter() - BEGAN, "accuracy": accuracy}
+    return float((guesses == torch.from_numpy(data["test_labels"])).float().mean())
 
 
 if __name__ == "__main__":

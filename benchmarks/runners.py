@@ -5,10 +5,11 @@
     OMP_NUM_THREADS=1 python benchmarks/runners.py --tiny
 
 A round is a whole one of FedAvg, ours or Flower's: from the global weights to their average. ``idle`` clients send back what they got;
-``LeNet-5`` clients train on 50 images of 28 x 28 in batches of 25, one epoch; ``turn`` is a local round without its average: messages,
-clients, replies. Milliseconds a client on the wall: the median of the rounds after the first, which the first round has a column of its
-own for, in seconds from the process's start. Every number is of a process of its own; Ray has two workers, Flower two actors. Each case
-is measured beside its opponents, one after another. The limit of LeNet-5 was set where training alone takes 6 ms: two thirds of ``loop``.
+``LeNet-5`` clients train on 50 images of 28 x 28 in batches of 25, one epoch, and nodes send the sum of theirs; ``turn`` is a local round
+without its average: messages, clients, replies. Milliseconds a client on the wall: the median of the rounds after the first, which the
+first round has a column of its own for, in seconds from the process's start. Every number is of a process of its own; Ray has two
+workers, Flower two actors. Each case is measured beside its opponents, one after another. The limit of LeNet-5 was set where training
+alone takes 6 ms: two thirds of ``loop``.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ CASES = {
     "idle, 45 MB, on Ray": Case(limit=60.0, work="idle", size="45 MB", clients=10, who=("ray", "flower")),
     **{
         f"LeNet-5, {n} clients": Case(
-            limit=None if n == 10 else 4.0, work="lenet", clients=n, per_node=p, who=("ray", "local", "loop", "flower")
+            limit=None if n == 10 else 4.0, work="lenet", clients=n, per_node=p, sums=True, who=("ray", "local", "loop", "flower")
         )
         for n, p in ((10, 1), (100, 5), (500, 25))
     },

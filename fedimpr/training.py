@@ -107,7 +107,8 @@ class LocalTraining:
                         continue
                     images, labels = (part.to(device, non_blocking=True) for part in data.batch(places))
                     loss, logits = lesson(model, self.views(images, generator), labels, generator)
-                    model.zero_grad()
+                    for parameter in named.values():
+                        parameter.grad = None
                     loss.backward()
                     if self.clip is not None:
                         nn.utils.clip_grad_norm_(named.values(), self.clip)

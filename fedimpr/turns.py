@@ -3,8 +3,8 @@
 A model of two classes tells them by whatever differs, and impressions of it show that and no more. A model that also tells which way up an
 image is knows a class's strokes and where they are, so that its impressions show them, too. What is learnt is self-supervised label
 augmentation: Lee, Hwang, Shin, *Self-supervised Label Augmentation via Input Transformations*, ICML 2020 (arXiv 1910.05872), with the
-quarter turns of Gidaris, Singh, Komodakis, ICLR 2018 (arXiv 1803.07728). In class-incremental learning it is part of PASS: Zhu, Zhang,
-Wang, Yin, Liu, CVPR 2021.
+quarter turns of Gidaris, Singh, Komodakis, ICLR 2018 (arXiv 1803.07728); the answer about an image is the mean over its four turns. In
+class-incremental learning it is part of PASS: Zhu, Zhang, Wang, Yin, Liu, CVPR 2021.
 
 Class k turned by q quarters is output ``4 k + q`` of the network; ``q = 0`` is upright.
 """

@@ -33,8 +33,8 @@ class Classifier(nn.Module):
         spec: the JSON-able arguments of :func:`build` but the seed; :func:`rebuild` takes them.
 
     Attributes:
-        turned: whether the network has an output for each class in each quarter turn (see :mod:`fedimpr.turns`). The classifier answers
-            with those of the upright ones.
+        turned: whether the network has an output for each class in each quarter turn (see :mod:`fedimpr.turns`). The classifier looks at an
+            image in all four turns: its answer is their mean (aggregated inference; Lee et al., ICML 2020, section 2.3).
     """
 
     mean: Tensor
@@ -49,8 +49,12 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K) of images (N, C, H, W) in [0, 1]."""
-        logits: Tensor = self.network((images - self.mean) / self.std)
-        return logits[:, ::QUARTERS] if self.turned else logits
+        images = (images - self.mean) / self.std
+        if not self.turned:
+            logits: Tensor = self.network(images)
+            return logits
+        in_turns = self.network(torch.cat([images.rot90(quarters, (2, 3)) for quarters in range(QUARTERS)]))
+        return torch.stack([of_turn[:, quarters::QUARTERS] for quarters, of_turn in enumerate(in_turns.chunk(QUARTERS))]).mean(0)
 
 
 def in_every_turn(model: nn.Module) -> nn.Module:

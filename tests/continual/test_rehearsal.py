@@ -149,4 +149,4 @@ def test_a_model_that_knows_turns_learns_each_turn_of_a_class_as_a_class_of_its_
     labels = F.cross_entropy(on_past, torch.cat([4 * memory.labels[places], 4 * memory.labels[places] + past]))
     p, q = (wanted / 2).softmax(1), (on_past[:, :8] / 2).softmax(1)
     torch.testing.assert_close(value, among_new + 0.5 * labels + 3 * 4 * (p * (p.log() - q.log())).sum(1).mean())
-    torch.testing.assert_close(logits, model(images))
+    torch.testing.assert_close(logits, on_own[:5, ::4])  # of the images as they are
