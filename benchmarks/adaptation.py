@@ -19,11 +19,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
 
-from common import RESULTS, ROOT, named, write
+from common import ROOT, played, resumable, write
 
 TARGETS = {
     "mnist_shifts": ("rotated", "inverted", "blended"),
@@ -42,12 +41,9 @@ TINY = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", nargs="+", choices=sorted(TARGETS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--targets", nargs="+", help="all by default")
-    parser.add_argument("--workers", type=int, default=1, help="runs side by side")
-    parser.add_argument("--validation", action="store_true", help="evaluate on held-out training images")
     parser.add_argument("--tiny", action="store_true", help="a few steps of everything, written nowhere but to the screen")
-    parser.add_argument("--more", nargs="*", default=[], help="further overrides of the settings, which also name the result")
+    resumable(parser)
     asked = parser.parse_args()
     for experiment in asked.experiments:
         targets = asked.targets or TARGETS[experiment]
@@ -55,22 +51,8 @@ def main() -> None:
         if asked.tiny:
             print(table([run(experiment, *jobs[0], [*TINY, *asked.more])]))
             continue
-        name = f"adaptation_{experiment}{'_validation' * asked.validation}{''.join(f'_{text}' for text in map(named, asked.more))}"
-        file = RESULTS / f"{name}.jsonl"
-        done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        missing = [job for job in jobs if job not in {(row["target"], row["seed"]) for row in done}]
-        more = [*asked.more, *(["dataset.evaluate=validation"] if asked.validation else [])]
-        with ThreadPoolExecutor(asked.workers) as pool:
-            for row in pool.map(lambda job, experiment=experiment, more=more: run(experiment, *job, more), missing):
-                with file.open("a") as out:
-                    out.write(json.dumps(row) + "\n")
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
-        options = [
-            *(["--targets", *asked.targets] if asked.targets else []),
-            *(["--validation"] if asked.validation else []),
-            *(["--more", *asked.more] if asked.more else []),
-        ]
-        command = " ".join(["python benchmarks/adaptation.py", experiment, "--seeds", *map(str, asked.seeds), *options])
+        options = ["--targets", *asked.targets] if asked.targets else []
+        name, command, rows = played("adaptation", experiment, asked, jobs, ("target", "seed"), run, options=options)
         write(name, command, {"runs": rows}, table(rows))
 
 

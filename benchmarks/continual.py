@@ -17,11 +17,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
 
-from common import RESULTS, ROOT, named, write
+from common import ROOT, played, resumable, write
 
 ROWS = ("finetuning", "lwf", "target", "mfcl", "lander", "di", "cmi", "exemplars", "joint")
 MEASURES = {
@@ -34,25 +33,11 @@ MEASURES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--workers", type=int, default=1, help="runs side by side")
-    parser.add_argument("--validation", action="store_true", help="evaluate on held-out training images")
-    parser.add_argument("--more", nargs="*", default=[], help="further overrides of the settings, which also name the result")
+    resumable(parser)
     asked = parser.parse_args()
-    name = f"continual_{asked.experiment}{'_validation' * asked.validation}{''.join(f'_{text}' for text in map(named, asked.more))}"
-    file = RESULTS / f"{name}.jsonl"
-    done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    found = {(run["row"], run["seed"]) for run in done}
-    missing = [(row, seed) for seed in asked.seeds for row in asked.rows if (row, seed) not in found]
-    more = [*asked.more, *(["dataset.evaluate=validation"] if asked.validation else [])]
-    with ThreadPoolExecutor(asked.workers) as pool:
-        for run in pool.map(lambda job: play(asked.experiment, *job, more), missing):
-            with file.open("a") as out:
-                out.write(json.dumps(run) + "\n")
-    runs = [json.loads(line) for line in file.read_text().splitlines()]
-    options = [*(["--validation"] if asked.validation else []), *(["--more", *asked.more] if asked.more else [])]
-    command = " ".join(["python benchmarks/continual.py", asked.experiment, "--seeds", *map(str, asked.seeds), *options])
+    jobs = [(row, seed) for seed in asked.seeds for row in asked.rows]
+    name, command, runs = played("continual", asked.experiment, asked, jobs, ("row", "seed"), play)
     write(name, command, {"runs": runs}, table(runs))
 
 
