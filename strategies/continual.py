@@ -22,14 +22,14 @@ from torch import Tensor, nn
 
 from fedimpr import seeds
 from fedimpr.continual.course import Course
-from fedimpr.continual.head import grown
+from fedimpr.continual.head import adjust, grown
 from fedimpr.continual.rehearsal import Memory, Rehearsal
 from fedimpr.data import Images
 from fedimpr.devices import placed
 from fedimpr.distillation import Distillation, mine, mine_and_distil
 from fedimpr.errors import ConfigError, FedimprError
 from fedimpr.impressions import Bank, Impressions, Source, place_in_group
-from fedimpr.models import in_every_turn
+from fedimpr.models import final_layer, in_every_turn
 from fedimpr.states import size_of, under
 from fedimpr.training import LocalTraining
 from fedimpr.turns import QUARTERS, turned
@@ -58,6 +58,9 @@ class Continual(Strategy):
             the task brought, the ``"new"`` ones of a class-incremental stream, which join those of earlier tasks: each class of each task
             has the same share of the bank. All are mined in either case: what tells a class from the others shows only beside them.
         rehearsal: what is learnt so as not to forget.
+        own_batch_size: own images that a step shows beside ``rehearsal.batch_size`` remembered ones: the model that answers is adjusted for
+            how often each class was shown (:func:`fedimpr.continual.head.adjust`), and the one that goes on learning stays as it is.
+            ``None``: no model is adjusted.
         replay: who replays: the ``"clients"`` in every round, or the ``"server"`` after the last round of a task.
         consolidation: how the server learns where it replays.
         student: whether a student learns while impressions are mined, as adversarial methods ask; it is thrown away.
@@ -75,6 +78,7 @@ class Continual(Strategy):
         distillation: Distillation,
         mines: Literal["seen", "new"],
         rehearsal: Rehearsal,
+        own_batch_size: int | None,
         replay: Literal["clients", "server"],
         consolidation: LocalTraining | None,
         student: bool,
@@ -86,6 +90,8 @@ class Continual(Strategy):
             raise ConfigError("replay", replay, "clients, unless there is a consolidation and a method that mines")
         if replay == "server" and mines != "new":
             raise ConfigError("mines", mines, "new where the server replays: by then the model has forgotten the others")
+        if own_batch_size is not None and own_batch_size < 1:
+            raise ConfigError("own_batch_size", own_batch_size, "null, or an integer >= 1")
         if exemplars != "all" and exemplars < 0:
             raise ConfigError("exemplars", exemplars, "'all', or an integer >= 0")
         if federation.fleet is not None:
@@ -95,7 +101,7 @@ class Continual(Strategy):
         self.name = next(iter(methods), "")
         self.method = methods.get(self.name)
         self.mines, self.rehearsal, self.replay, self.consolidation, self.student = mines, rehearsal, replay, consolidation, student
-        self.minimum_updates, self.timeout = minimum_updates, timeout
+        self.own_batch_size, self.minimum_updates, self.timeout = own_batch_size, minimum_updates, timeout
         self.bank = Bank(1 if self.method is None else self.method.mining.capacity)
         self.previous: dict[str, Tensor] = {}  # the global weights at the end of the step before
         self.nodes: list[int] = []  # in the order of places
@@ -135,7 +141,8 @@ class Continual(Strategy):
         fed.watch.answered(server_round, len(received.updates), received.seconds, bill)
         start = time.monotonic()
         model = placed(loaded(fed.build(None, self.course.classes(step)), average(received.updates)), fed.device)
-        fed.watch.candidate(server_round, "FedAvg", model, Cost(time.monotonic() - start))
+        answering = self._adjusted(model, step) if self.replay == "clients" else model
+        fed.watch.candidate(server_round, "FedAvg", answering, Cost(time.monotonic() - start))
         if self.course.ends(server_round):
             if self.method is not None:
                 self._mine(model, step, server_round)
@@ -143,8 +150,21 @@ class Continual(Strategy):
                 start = time.monotonic()
                 if step:
                     self._consolidate(model, step, server_round)
-                fed.watch.candidate(server_round, f"server replay of {self.name.upper()}", model, Cost(time.monotonic() - start))
+                answering = self._adjusted(model, step)
+                fed.watch.candidate(server_round, f"server replay of {self.name.upper()}", answering, Cost(time.monotonic() - start))
         return to_arrays(model.cpu().state_dict()), MetricRecord({"updates": len(received.updates)})
+
+    def _adjusted(self, model: nn.Module, step: int) -> nn.Module:
+        """What answers for a model: itself, or one that allows for how often a step showed new classes and those before."""
+        if self.own_batch_size is None or not step:
+            return model
+        known, brought = self.course.classes(step), torch.tensor(self.course.brought(step))
+        often = torch.zeros(known).index_fill(0, brought, self.own_batch_size / len(brought))
+        before = self.course.classes(step - 1)
+        often[:before] += self.rehearsal.batch_size / before
+        answering = copy.deepcopy(model)
+        adjust(final_layer(answering), often.repeat_interleave(QUARTERS) if in_every_turn(model) is not model else often)
+        return answering
 
     def _beside(self) -> dict[str, Tensor]:
         """What clients need beside the weights so as not to forget."""

@@ -1,11 +1,11 @@
-"""A head that grows: models of one architecture with more outputs."""
+"""A head that grows: models of one architecture with more outputs, and what they owe to how often each class was shown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedimpr.errors import FedimprError
 
@@ -32,3 +32,23 @@ def _grown(name: str, old: Tensor, fresh: Tensor) -> Tensor:
     if old.dim() < 1 or old.shape[1:] != fresh.shape[1:] or len(old) > len(fresh):
         raise FedimprError(f"'{name}' cannot grow", stage="growing the head", value=(tuple(old.shape), tuple(fresh.shape)))
     return torch.cat([old, fresh[len(old) :].to(old.device)])
+
+
+@torch.no_grad()
+def adjust(head: nn.Linear, often: Tensor) -> None:
+    """Take the log of how often each class was shown off its logit, in place: what was shown more often is named more often.
+
+    Post-hoc logit adjustment: Menon, Jayasumana, Rawat, Jain, Veit, Kumar, *Long-tail Learning via Logit Adjustment*, ICLR 2021 (arXiv
+    2007.07314), section 4.1, with temperature 1.
+
+    Args:
+        head: the layer that makes the logits, with a bias.
+        often: (K,), of each output, > 0, in any unit.
+
+    Raises:
+        FedimprError: the layer has no bias, or another number of outputs.
+    """
+    if head.bias is None or head.bias.shape != often.shape:
+        found = None if head.bias is None else len(head.bias)
+        raise FedimprError(f"the head needs a bias of {len(often)} outputs", stage="adjusting the head", value=found)
+    head.bias.sub_(often.log().to(head.bias.device))
