@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedimpr.continual.head import grown
+from fedimpr.continual.head import adjust, grown
 from fedimpr.errors import FedimprError
 from fedimpr.models import build
 
@@ -38,3 +38,19 @@ def test_a_head_neither_shrinks_nor_moves_to_another_architecture() -> None:
         grown(weights, nn.Linear(4, 3).state_dict())
     with pytest.raises(FedimprError, match="same architecture"):
         grown(weights, nn.Linear(4, 5, bias=False).state_dict())
+
+
+def test_what_was_shown_more_often_is_named_less_easily() -> None:
+    """Probabilities 3 : 1 : 1 among classes that were shown 3 : 1 : 1 say nothing: adjusted they are even."""
+    head = nn.Linear(2, 3)
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.copy_(torch.tensor([3.0, 1.0, 1.0]).log() + 5)
+    adjust(head, torch.tensor([30.0, 10.0, 10.0]))
+    torch.testing.assert_close(head(torch.rand(4, 2)).softmax(1), torch.full((4, 3), 1 / 3))
+
+
+@pytest.mark.parametrize("head", [nn.Linear(2, 3, bias=False), nn.Linear(2, 4)])
+def test_a_head_that_cannot_be_adjusted_is_refused(head: nn.Linear) -> None:
+    with pytest.raises(FedimprError, match="needs a bias of 3 outputs"):
+        adjust(head, torch.ones(3))

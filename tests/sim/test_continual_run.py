@@ -11,13 +11,14 @@ from torch import Tensor
 
 from fedimpr.errors import ConfigError, FedimprError
 from fedimpr.impressions import Impressions
-from fedimpr.models import in_every_turn
+from fedimpr.models import final_layer, in_every_turn
 from fedimpr.synthesis import DataImpressions
 from sim import plots
 from sim.by_task import matrices, write_matrices
 from sim.config import CONFIGS, Settings, composed
 from sim.federation import course_of, strategy_of
 from sim.local import run_local
+from sim.weights import read_model, weights_hash
 from strategies import Nobody
 from strategies.continual import Continual, turned_back
 from tests.sim.adapting_tiny import SHIFTED
@@ -167,6 +168,42 @@ def test_new_classes_join_the_bank_in_equal_shares(tmp_path: Path) -> None:
         assert [len(images) for images in now] == [share] * classes
         assert all(torch.equal(images, old[:share]) for images, old in zip(now, before, strict=False))
         before = now
+
+
+def test_the_model_that_answers_is_adjusted_and_the_one_that_goes_on_is_not(tmp_path: Path) -> None:
+    """A step shows 8 own images of 3 new classes and 12 of 4 that are remembered: their logits lose ln(8/3) and ln 3."""
+    strategy = strategy_of(stream(tmp_path, "di", "training.batch_size=8", "strategy.rehearsal.batch_size=12"), Nobody())
+    assert isinstance(strategy, Continual)
+    model = strategy.federation.build(None, 7).eval()
+    weights, images = weights_hash(model.state_dict()), torch.rand(5, 1, 8, 8)
+    lost = torch.tensor([3.0] * 4 + [8 / 3] * 3).log()
+    torch.testing.assert_close(strategy._adjusted(model, 1)(images), model(images) - lost)
+    assert weights_hash(model.state_dict()) == weights
+    assert strategy._adjusted(model, 0) is model  # nothing is remembered yet
+    untouched = strategy_of(stream(tmp_path, "target"), Nobody())
+    assert isinstance(untouched, Continual) and untouched._adjusted(model, 1) is model
+
+
+@pytest.mark.parametrize("where", ["clients", "server"])
+@pytest.mark.usefixtures("fluent")
+def test_what_is_saved_and_evaluated_is_the_model_that_answers(where: str, tmp_path: Path) -> None:
+    given = (
+        "epochs: 1, batch_size: 8, lr: 0.01, momentum: 0.9, momentum_kept: false, weight_decay: 0.0, clip: 10.0, views: ${training.views}"
+    )
+    consolidation = f"strategy.consolidation={{_target_: fedimpr.training.LocalTraining, {given}}}"
+    biases = []
+    for own in ("null", "8"):
+        more = (f"strategy.own_batch_size={own}", f"strategy.replay={where}", consolidation, "strategy.rehearsal.batch_size=14")
+        run_local(stream(tmp_path / own, "di", *more))
+        file = "fedavg" if where == "clients" else "server-replay-of-di"
+        biases.append(final_layer(read_model(tmp_path / own / f"{file}.safetensors", "model", (1, 8, 8))[0]).bias)
+    of_task = [2.0] * 28 + [8 / 3] * 12  # seven earlier classes share fourteen images, three new ones eight
+    torch.testing.assert_close(biases[0] - biases[1], torch.tensor(of_task).log())
+
+
+def test_own_images_a_step_are_one_or_more(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="own_batch_size' is 0; allowed: null, or an integer >= 1"):
+        strategy_of(stream(tmp_path, "di", "strategy.own_batch_size=0"), Nobody())
 
 
 @pytest.mark.usefixtures("fluent")
