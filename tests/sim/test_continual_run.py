@@ -27,6 +27,11 @@ from tests.sim.tiny import assert_same, overrides
 ROWS = sorted(path.stem for path in (CONFIGS / "continual").glob("*.yaml"))
 QUICK = ("di", "finetuning", "target")  # for the others a second or more each
 
+CONSOLIDATION = (
+    "strategy.consolidation={_target_: fedimpr.training.LocalTraining, epochs: 1, batch_size: 8, lr: 0.01, momentum: 0.9, "
+    "momentum_kept: false, weight_decay: 0.0, clip: 10.0, views: ${training.views}}"
+)
+
 
 def stream(output: Path, row: str, *more: str) -> Settings:
     """Digits in three tasks, three clients, a round each; whatever mines is shrunk."""
@@ -94,17 +99,12 @@ def test_stopped_inside_a_task_it_goes_on_to_the_same_weights(
 
 @pytest.mark.usefixtures("fluent")
 def test_the_server_may_replay_and_late_and_slow_clients_take_part(tmp_path: Path) -> None:
-    server = (
-        "epochs: 1, batch_size: 8, lr: 0.01, momentum: 0.9, momentum_kept: false, weight_decay: 0.0, clip: 10.0",
-        "views: ${training.views}",
-    )
-    consolidation = "{_target_: fedimpr.training.LocalTraining, " + ", ".join(server) + "}"
     settings = stream(
         tmp_path / "run",
         "di",
         "strategy.replay=server",
         "strategy.mines=new",
-        f"strategy.consolidation={consolidation}",
+        CONSOLIDATION,
         "tasks.joins=[0,1,0]",
         "tasks.behind=[0,0,1]",
     )
@@ -187,13 +187,9 @@ def test_the_model_that_answers_is_adjusted_and_the_one_that_goes_on_is_not(tmp_
 @pytest.mark.parametrize("where", ["clients", "server"])
 @pytest.mark.usefixtures("fluent")
 def test_what_is_saved_and_evaluated_is_the_model_that_answers(where: str, tmp_path: Path) -> None:
-    given = (
-        "epochs: 1, batch_size: 8, lr: 0.01, momentum: 0.9, momentum_kept: false, weight_decay: 0.0, clip: 10.0, views: ${training.views}"
-    )
-    consolidation = f"strategy.consolidation={{_target_: fedimpr.training.LocalTraining, {given}}}"
     biases = []
     for own in ("null", "8"):
-        more = (f"strategy.own_batch_size={own}", f"strategy.replay={where}", consolidation, "strategy.rehearsal.batch_size=14")
+        more = (f"strategy.own_batch_size={own}", f"strategy.replay={where}", CONSOLIDATION, "strategy.rehearsal.batch_size=14")
         run_local(stream(tmp_path / own, "di", *more))
         file = "fedavg" if where == "clients" else "server-replay-of-di"
         biases.append(final_layer(read_model(tmp_path / own / f"{file}.safetensors", "model", (1, 8, 8))[0]).bias)
@@ -209,11 +205,7 @@ def test_own_images_a_step_are_one_or_more(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("fluent")
 def test_a_class_without_an_impression_stops_a_server_that_replays(tmp_path: Path) -> None:
     """Four images are of the first class, which has outputs 0 to 3: of the four classes that task 1 brings three have none."""
-    given = (
-        "epochs: 1, batch_size: 8, lr: 0.01, momentum: 0.9, momentum_kept: false, weight_decay: 0.0, clip: 10.0, views: ${training.views}"
-    )
-    consolidation = f"strategy.consolidation={{_target_: fedimpr.training.LocalTraining, {given}}}"
-    few = ("synthesis.di.mining.images=4", "synthesis.di.mining.portions=1", "strategy.replay=server", consolidation)
+    few = ("synthesis.di.mining.images=4", "synthesis.di.mining.portions=1", "strategy.replay=server", CONSOLIDATION)
     with pytest.raises(
         FedimprError, match=r"round 1, mining di: the server has no impression of class \d, \d, \d. Raise synthesis.di.mining"
     ):
