@@ -120,7 +120,7 @@ class LocalTraining:
         if not loss_sum == loss_sum or loss_sum == float("inf"):
             raise FedimprError("the loss is not finite", stage="local training", value=loss_sum, remedy="Lower training.lr.")
         if momentum is not None:
-            momentum |= {name: velocity.cpu() for name, velocity in velocities.items()}
+            momentum |= {name: velocity.cpu().contiguous() for name, velocity in velocities.items()}
         return {"loss": loss_sum / seen, "accuracy": hits_sum / seen}
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedimpr.errors import UpdateError
 
@@ -48,6 +48,12 @@ class Update:
 
     def _wrong(self, problem: str, value: object, remedy: str) -> UpdateError:
         return UpdateError(problem, client=self.partition, round=self.round, stage="checking the update", value=value, remedy=remedy)
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """A model's state dict as it travels: copies on the CPU, contiguous, however the model's tensors lie in memory."""
+    plain = torch.contiguous_format
+    return {name: tensor.detach().to("cpu", copy=True, memory_format=plain) for name, tensor in model.state_dict().items()}
 
 
 def difference(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> tuple[str, object, str] | None:

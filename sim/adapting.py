@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from fedimpr import seeds
 from fedimpr.adaptation import Adaptation, Given, SourceImpressions, survey
 from fedimpr.data import Images
+from fedimpr.devices import placed
 from fedimpr.errors import ConfigError
 from fedimpr.states import under
-from fedimpr.update import Update
+from fedimpr.update import Update, weights_of
 from sim.config import Settings, construct
 from sim.domains import domains_of
 from sim.federation import build_model, dataset_of, device_of, partition_of, shard_of, threads, warm_model
@@ -57,13 +58,12 @@ def turn(settings: Settings, partition: int, asked: Instruction) -> Update:
             weights, metrics = _survey(settings, held.pixels, asked)
         else:
             adaptation: Adaptation = construct(settings.adaptation[asked.work], f"adaptation.{asked.work}")
-            model = warm_model(settings, None)
+            model = placed(warm_model(settings, None), device_of(settings))
             model.load_state_dict(asked.weights)
-            model.to(device_of(settings))
             given = _given(settings, asked, held.labels if "labels" in adaptation.needs else None)
             generator = seeds.generator(settings.seed, f"adapting/{asked.work}", asked.round, partition)
             metrics = adaptation(model, held.pixels, given, generator)
-            weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+            weights = weights_of(model)
     return Update(partition, asked.round, weights, len(held), {**metrics, "seconds": time.perf_counter() - start})
 
 
@@ -91,4 +91,4 @@ def _sources(settings: Settings, beside: Mapping[str, Tensor]) -> list[nn.Module
     held = under(beside, "sources/")
     count = len({name.partition("/")[0] for name in held})
     models = [loaded(build_model(settings, None), under(held, f"{place}/")) for place in range(count)]
-    return [model.to(device_of(settings)).requires_grad_(False) for model in models]
+    return [placed(model, device_of(settings)).requires_grad_(False) for model in models]

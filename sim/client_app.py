@@ -14,8 +14,9 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from fedimpr import seeds
+from fedimpr.devices import placed
 from fedimpr.training import LocalTraining, cross_entropy
-from fedimpr.update import Update
+from fedimpr.update import Update, weights_of
 from sim import adapting
 from sim._flwr import CLIENT_APP_RAISED
 from sim.client_states import kept_in, record_of
@@ -92,7 +93,7 @@ def train_partition(settings: Settings, partition: int, asked: Instruction, kept
             model.load_state_dict(asked.weights)
         else:
             model = build_model(settings, partition, classes)
-        model.to(device_of(settings))
+        model = placed(model, device_of(settings))
         training, generator = _training(json.dumps(settings.training)), seeds.generator(settings.seed, "training", asked.round, partition)
         # A training of a user's own need not know of what it is not asked for.
         more: dict[str, Any] = {} if lesson is cross_entropy else {"lesson": lesson}
@@ -102,7 +103,7 @@ def train_partition(settings: Settings, partition: int, asked: Instruction, kept
     return Update(
         partition=partition,
         round=asked.round,
-        weights={name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()},
+        weights=weights_of(model),
         examples=len(data),
         metrics={**metrics, "seconds": time.perf_counter() - start},
         label_counts=torch.bincount(data.labels, minlength=int(settings.dataset["classes"])) if settings.send_label_counts else None,

@@ -7,12 +7,24 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedimpr.devices import placed
 from fedimpr.errors import UpdateError
-from fedimpr.update import Average, Update, average
+from fedimpr.update import Average, Update, average, weights_of
 
 
 def update(partition: int, weight: float, examples: int) -> Update:
     return Update(partition, 1, {"w": torch.tensor([weight]), "n": torch.tensor(round(weight))}, examples)
+
+
+def test_what_travels_is_contiguous_and_apart_however_the_model_lies_in_memory() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    sent = weights_of(placed(model, torch.device("cpu")))
+    assert not model[0].weight.is_contiguous() and all(tensor.is_contiguous() for tensor in sent.values())
+    torch.testing.assert_close(sent, before, rtol=0, atol=0)
+    for tensor in model.state_dict().values():
+        tensor.zero_()
+    torch.testing.assert_close(sent, before, rtol=0, atol=0)
 
 
 def test_the_average_weighs_by_examples() -> None:

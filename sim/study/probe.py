@@ -77,6 +77,7 @@ def parts(settings: Any) -> dict[str, float]:
     import torch
 
     from fedimpr import seeds
+    from fedimpr.devices import placed
     from fedimpr.ensemble import Ensemble
     from fedimpr.evaluation import evaluate
     from sim.config import construct
@@ -90,7 +91,7 @@ def parts(settings: Any) -> dict[str, float]:
     found = {"start": time.perf_counter() - begun}
     cohort = settings.cohort or settings.clients
 
-    model = build_model(settings, 0).to(device)
+    model = placed(build_model(settings, 0), device)
     training = construct(settings.training, "training")
     images = data.train.subset(dealt.indices[0][:IMAGES])
     epoch = replace(training, epochs=1)
@@ -118,8 +119,8 @@ def parts(settings: Any) -> dict[str, float]:
         found["evaluation"] = looked * models * rounds
 
         if methods:
-            teacher = Ensemble([build_model(settings, place).eval().to(device) for place in range(cohort)]).to(device)
-            student = build_model(settings, None).to(device)
+            teacher = Ensemble([placed(build_model(settings, place).eval(), device) for place in range(cohort)]).to(device)
+            student = placed(build_model(settings, None), device)
             for name, method in methods.items():
                 pace = Pace()
                 with suppress(Enough):

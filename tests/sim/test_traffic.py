@@ -9,11 +9,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import torch
 from flwr.app import Message, RecordDict
+from torch import nn
 
 from fedimpr.update import Update
 from sim import client_app, server_app
 from sim.config import Settings
+from sim.federation import build_model, warm_model
 from sim.grid import LocalGrid
 from sim.local import run_local
 from sim.results import read_metrics
@@ -108,6 +111,18 @@ def test_what_was_refused_was_sent_all_the_same(tmp_path: Path, monkeypatch: pyt
     (line,) = lines(tmp_path, "round")
     one = lines(tmp_path, "client")[0]["bytes_up"]
     assert (line["clients"], line["bytes_down"], line["bytes_up"]) == (2, 4 * one, 3 * one) == (2, grid.down["1"], grid.up["1"])
+
+
+def test_clients_compute_channels_last_and_send_plain_weights(tmp_path: Path) -> None:
+    """The first turn builds the model, the second finds it warm."""
+    settings = tiny(tmp_path, "strategy=fedavg", methods=["di"])
+    weights = build_model(settings, None).state_dict()
+    for round in (1, 2):
+        asked = Instruction(weights=weights, round=round, settings="", cohort=[], sums=False)
+        sent = client_app.train_partition(settings, 0, asked).weights
+        convolutions = [layer.weight for layer in warm_model(settings, 0).modules() if isinstance(layer, nn.Conv2d)]
+        assert convolutions and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in convolutions)
+        assert sent.keys() == weights.keys() and all(tensor.is_contiguous() for tensor in sent.values())
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "data_free"])
