@@ -338,7 +338,7 @@ What was tried on held-out images, single seeds:
 
 PAIRS = {
     "mnist": Pair(
-        said="MNIST, LeNet-5 with batch norm (61,750 parameters) to LeNet-5-half without (15,738).",
+        said="MNIST, LeNet-5 with batch norm (61,750 parameters) to LeNet-5-half without (35,820).",
         shape=MNIST["shape"],
         data=parquet("mnist"),
         teacher={"name": "lenet5", "batch_norm": True, **MNIST},

@@ -51,12 +51,12 @@ def vgg(*kernels: int) -> int:
 
 
 LENET5 = conv(5, 1, 6) + conv(5, 6, 16) + full(16 * 5 * 5, 120) + full(120, 84) + full(84, 10)
-LENET5_HALF = conv(5, 1, 3) + conv(5, 3, 8) + full(8 * 5 * 5, 60) + full(60, 42) + full(42, 10)
+LENET5_HALF = conv(5, 1, 3) + conv(5, 3, 8) + full(8 * 5 * 5, 120) + full(120, 84) + full(84, 10)
 
 # name: (channels, side, options, count by layers, count as published)
 PUBLISHED = {
     "lenet5": (1, 28, {"batch_norm": False}, LENET5, 61_706),
-    "lenet5_half": (1, 28, {"batch_norm": False}, LENET5_HALF, 15_738),
+    "lenet5_half": (1, 28, {"batch_norm": False}, LENET5_HALF, 35_820),
     "cnn_dropout": (3, 32, {}, conv(3, 3, 32) + conv(3, 32, 64) + full(14 * 14 * 64, 128) + full(128, 10), 1_626_442),
     "cnn128": (3, 32, {}, conv(3, 3, 128) + 2 * conv(3, 128, 128) + full(2048, 10), 319_242),
     "alexnet": (3, 32, {}, alexnet(48, 128, 192, 192, 128, 512, 256), 1_659_178),
