@@ -353,7 +353,7 @@ PAIRS = {
             moved=Views(shift=0.1, scale=(0.5, 8.0), rotation=30.0, flip=False), brightness=0.1, objective=LogitL1(),
             mined=200, dreaming=60, inversion=100, pixel_lr=0.05, generator_lr=0.01, latent=64, width=32, deviation=1.5, activation=0.05,
         ),
-        long={"di": (6, 8), "soft_targeted": (6, 8), "adi": (3, 8)},
+        long={"di": (6, 8), "soft_targeted": (6, 8), "adi": (3, 8), "cmi_warm": (3, 8)},
         published={"di, long": "98.77", "soft_targeted, long": "99.08", "dafl": "98.1", "dfad": "98.3"},
         remarks=MNIST_REMARKS,
         bfloat16=False,
