@@ -54,7 +54,7 @@ class Budget:
         generator_lr: of methods that train a generator for each batch.
         latent: size of latents.
         width: of generators.
-        deviation: of soft-targeted transfer sets, as published.
+        deviation: of soft-targeted transfer sets.
         activation: their activation weight, as published.
     """
 
@@ -351,7 +351,7 @@ PAIRS = {
             local=DIGITS, heavy=Distorted(blur=0.5, contrast=3.0, views=SHRUNK),
             jitter=Views(shift=0.1, scale=(0.8, 2.0), rotation=15.0, flip=False),
             moved=Views(shift=0.1, scale=(0.5, 8.0), rotation=30.0, flip=False), brightness=0.1, objective=LogitL1(),
-            mined=200, dreaming=60, inversion=100, pixel_lr=0.05, generator_lr=0.01, latent=64, width=32, deviation=1.5, activation=0.05,
+            mined=200, dreaming=60, inversion=100, pixel_lr=0.05, generator_lr=0.01, latent=64, width=32, deviation=5.0, activation=0.05,
         ),
         long={"di": (6, 8), "soft_targeted": (6, 8), "adi": (3, 8), "cmi_warm": (3, 8)},
         published={"di, long": "98.77", "soft_targeted, long": "99.08", "dafl": "98.1", "dfad": "98.3"},
