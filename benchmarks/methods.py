@@ -79,7 +79,7 @@ def main() -> None:
     picture(asked.pair, pair, [row["method"] for row in rows if row["seed"] == asked.seeds[0]])
     command = f"python benchmarks/methods.py {asked.pair} --seeds {' '.join(map(str, asked.seeds))}"
     name = file.stem
-    write(name, command, {"pair": pair.said, "rows": rows}, f"{pair.said}\n\n{table(pair, rows)}\n\n{pair.remarks}")
+    write(name, command, {"pair": pair.said, "rows": rows}, f"{pair.said}\n\n{table(pair, rows)}")
 
 
 def run(job: tuple[Any, str, int]) -> dict:

@@ -106,7 +106,6 @@ class Pair:
         budget: of every method.
         long: methods that run at a larger budget, too, under the name ``"<method>, long"``: more passes and more steps, by these factors.
         published: by method, the published accuracy.
-        remarks: what the result file says under the table.
         bfloat16: whether a CPU computes in bfloat16, too.
     """
 
@@ -120,7 +119,6 @@ class Pair:
     budget: Budget
     long: Mapping[str, tuple[float, float]]
     published: Mapping[str, str]
-    remarks: str
     bfloat16: bool
 
     @property
@@ -299,42 +297,9 @@ def published_pair(said: str, teacher: str, student: str, published: Mapping[str
         ),
         long={},
         published=published,
-        remarks="",
         bfloat16=False,
     )  # fmt: skip
 
-
-MNIST_REMARKS = """
-`real images` is the same student on the 60,000 training images with the same number of steps: what the schedule leaves within reach.
-Every published number was made with a far longer one (ZSKD: 500 epochs, every batch expanded 106 times), so a gap to it is first of all
-one of steps; rows named `long` have six times the images and eight times the steps. `noise` is uniform noise with the augmentation of DI.
-DI, class impressions and soft-targeted sets come from a LeNet-5 without batch norm (61,706 parameters), as published; all others need its
-statistics. Times were taken while other work ran on the same two cores; the passes compare better.
-
-Seeds differ by more than methods do. Student 0 is behind with nearly every method (cmi 92.7 against 97.8), and a little with real images,
-too. A warm-up is no remedy: over three students, 2,500 steps, 93.9 without, 92.9 and 91.9 with 500 and 1,500 steps of it.
-
-What was tried on held-out images, single seeds:
-
-- The bound: real images, 15,000 steps of 64: 98.85.
-- Images that are mined by the logits alone are textures all over the canvas (`di, still`). Moved while they are mined (shifted, turned,
-  cropped, shrunk onto black, another way in every step) they become digits that one can read: from 4,000 images and 5,000 steps a student
-  then reaches 96.2 to 96.6, without it 80.3. Shrinking by up to sqrt(3) a side gives 91.9, by up to sqrt(6) 96.2.
-- 20,000 of them and 20,000 steps: 97.67; with milder augmentation of the student 97.33; milder in the last 40 per cent of 12,000
-  steps 97.2.
-- Noise under the same augmentation: 45.0. Class impressions: 95.0. Soft-targeted: 95.8. DI from the LeNet-5 with batch norm: 93.1 to 93.5.
-- L1 of the logits against soft divergence at temperature 4: 96.6 against 95.5. Total variation of 5e-4: 94.4, worse.
-- These are single students. Other seeds of the student, on the same images, lie between 80 and 96, whatever the learning rate (0.001 to
-  0.004) or the loss: out of bright noise hardly any one is mined, and six ones in seven are then taken for fours. Images that start at a
-  tenth of the brightness have ones; after 2,500 steps they give 93.2 to 94.2 where bright ones give 83 to 88. Without views that shrink,
-  a darker start changes little (78.8 against 80.3).
-- Three students, 2,500 steps, on the same 4,000 images: elastic moves 89.6, mixed pairs 90.8, pairs cut together 90.3, none of these 93.9.
-  Three others: 87.5; mined and learnt through a mean of 3x3 pixels, and shrunk to half a side at most, 94.4; 20,000 of those: 96.1.
-- DeepInversion from 3,000 images: 91.1 with still views, 94.9 moved a little (`jitter`), 86.7 moved as much as DI, whose shrinking
-  contradicts the batch-norm statistics. ADI from 8,000 images and 8,000 steps: 96.55.
-- Generators that play against the student take one step for every five or ten of the student's: here some hundreds, published some ten
-  thousands.
-"""
 
 PAIRS = {
     "mnist": Pair(
@@ -355,7 +320,6 @@ PAIRS = {
         ),
         long={"di": (6, 8), "soft_targeted": (6, 8), "adi": (3, 8), "cmi_warm": (3, 8)},
         published={"di, long": "98.77", "soft_targeted, long": "99.08", "dafl": "98.1", "dfad": "98.3"},
-        remarks=MNIST_REMARKS,
         bfloat16=False,
     ),
     "cifar10": Pair(
@@ -374,7 +338,6 @@ PAIRS = {
         ),
         long={},
         published={},
-        remarks="`real images`: the same student on the training images, in as many steps. Budget: 100,000 images through the teacher.",
         bfloat16=True,
     ),
     "cifar10_wrn": published_pair(
