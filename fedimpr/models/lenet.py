@@ -21,7 +21,7 @@ def lenet5(shape: Shape, classes: int, *, batch_norm: bool) -> nn.Module:
 
 
 def lenet5_half(shape: Shape, classes: int, *, batch_norm: bool) -> nn.Module:
-    """3 and 8 kernels, 120 and 84 units: 35,820 parameters for 1x28x28 and ten classes, as published (ZSKD, section 4.1)."""
+    """3 and 8 kernels, 120 and 84 units: 35,820 parameters for 1x28x28 and ten classes, as ZSKD has it."""
     return _lenet(shape, classes, (3, 8, 120, 84), batch_norm)
 
 
