@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fedimpr.errors import UpdateError
 
 BLOCK = 65_536  # elements that are looked at or summed at a time
+TOGETHER, HELD = 8, 64 << 20  # updates that are summed in one go, and the bytes from which on fewer are
 
 
 @dataclass(frozen=True)
@@ -98,18 +99,21 @@ def _blocks(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
 class Average:
     """The weights of updates of one architecture, averaged by number of examples (FedAvg; McMahan et al., AISTATS 2017, algorithm 1).
 
-    It holds one sum, in float64, however many updates are added. The sum depends on their order in its last bits: add them in the order
-    of partitions.
+    It holds one sum, in float64, however many updates are added, and the last few updates, which must not be changed in place: the sum is
+    written anew for several of them at a time, since for large models the way to memory is most of what that takes. It depends on their
+    order in its last bits: add them in the order of partitions.
     """
 
     def __init__(self) -> None:
         self.examples = 0
         self._shapes: dict[str, torch.Size] = {}  # in the order of the sums: those of one type side by side
-        self._sums = self._terms = torch.empty(0, dtype=torch.float64)
+        self._sums = torch.empty(0, dtype=torch.float64)
+        self._waiting: list[tuple[list[Tensor], int]] = []  # to be summed: tensors in that order, and how many times
 
     @property
     def sums(self) -> dict[str, Tensor]:
         """The weighted sums, in float64."""
+        self._sum_up()
         parts = self._sums.split([shape.numel() for shape in self._shapes.values()]) if self._shapes else ()
         return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
@@ -122,12 +126,23 @@ class Average:
         if not self._shapes:
             self._shapes = {name: tensor.shape for name, tensor in sorted(sums.items(), key=lambda item: str(item[1].dtype))}
             self._sums = torch.zeros(sum(tensor.numel() for tensor in sums.values()), dtype=torch.float64)
-            self._terms = torch.empty(min(BLOCK, len(self._sums)), dtype=torch.float64)
-        at = 0
-        for block in _blocks([sums[name].cpu() for name in self._shapes]):
-            self._sums[at : at + len(block)].add_(self._terms[: len(block)].copy_(block), alpha=times)
-            at += len(block)
+        tensors = [sums[name].cpu() for name in self._shapes]
+        if self._waiting and any(one.dtype != two.dtype for one, two in zip(tensors, self._waiting[0][0], strict=True)):
+            self._sum_up()  # other types lie in other blocks
+        self._waiting.append((tensors, times))
         self.examples += examples
+        if len(self._waiting) == TOGETHER or len(self._waiting) * sum(tensor.nbytes for tensor in tensors) >= HELD:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        """Add what waits: block by block, and in each one after another."""
+        at = 0
+        for blocks in zip(*(_blocks(tensors) for tensors, _ in self._waiting), strict=True):
+            into = self._sums[at : at + len(blocks[0])]
+            for block, (_, times) in zip(blocks, self._waiting, strict=True):
+                into.add_(block, alpha=times)
+            at += len(into)
+        self._waiting.clear()
 
     def weights(self, reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The average of what was added, one update or more, in the types of ``reference``; integer buffers are rounded."""

@@ -58,8 +58,7 @@ def turn(settings: Settings, partition: int, asked: Instruction) -> Update:
             weights, metrics = _survey(settings, held.pixels, asked)
         else:
             adaptation: Adaptation = construct(settings.adaptation[asked.work], f"adaptation.{asked.work}")
-            model = placed(warm_model(settings, None), device_of(settings))
-            model.load_state_dict(asked.weights)
+            model = warm_model(settings, None, asked.weights)
             given = _given(settings, asked, held.labels if "labels" in adaptation.needs else None)
             generator = seeds.generator(settings.seed, f"adapting/{asked.work}", asked.round, partition)
             metrics = adaptation(model, held.pixels, given, generator)

@@ -89,11 +89,9 @@ def train_partition(settings: Settings, partition: int, asked: Instruction, kept
     with threads(1):
         data, classes, lesson = turn_of(settings, partition, asked)
         if alike(reference_of(settings, partition, classes), asked.weights):
-            model = warm_model(settings, partition, classes)
-            model.load_state_dict(asked.weights)
+            model = warm_model(settings, partition, asked.weights, classes)
         else:
-            model = build_model(settings, partition, classes)
-        model = placed(model, device_of(settings))
+            model = placed(build_model(settings, partition, classes), device_of(settings))
         training, generator = _training(json.dumps(settings.training)), seeds.generator(settings.seed, "training", asked.round, partition)
         # A training of a user's own need not know of what it is not asked for.
         more: dict[str, Any] = {} if lesson is cross_entropy else {"lesson": lesson}

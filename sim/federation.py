@@ -18,6 +18,7 @@ from fedimpr.costs import TrainingCost, training_cost
 from fedimpr.data import Dataset, Images, load
 from fedimpr.data.faults import Fault
 from fedimpr.data.partition import Partition, deal
+from fedimpr.devices import placed
 from fedimpr.errors import ConfigError
 from fedimpr.states import size_of
 from sim import tracking
@@ -126,13 +127,15 @@ def build_model(settings: Settings, partition: int | None, classes: int | None =
     return models.build(**_architecture(settings, partition, classes))
 
 
-def warm_model(settings: Settings, partition: int | None, classes: int | None = None) -> nn.Module:
-    """The model that :func:`build_model` builds, but only once per process: its weights are those of its last use, so load others.
+def warm_model(settings: Settings, partition: int | None, weights: Mapping[str, Tensor], classes: int | None = None) -> nn.Module:
+    """The model that :func:`build_model` builds, with these weights and placed on the device, but built only once per process.
 
     It is in training mode and without gradients, as a fresh one.
     """
-    model = _warm(json.dumps(_architecture(settings, partition, classes))).train()
+    model = _warm(json.dumps(_architecture(settings, partition, classes)), device_of(settings)).train()
     model.zero_grad(set_to_none=True)
+    state = model.state_dict()
+    torch._foreach_copy_(list(state.values()), [weights[name] for name in state])
     return model
 
 
@@ -147,8 +150,8 @@ def _reference(text: str) -> Mapping[str, Tensor]:
 
 
 @functools.lru_cache(maxsize=1)
-def _warm(text: str) -> nn.Module:
-    return models.build(**json.loads(text))
+def _warm(text: str, device: torch.device) -> nn.Module:
+    return placed(models.build(**json.loads(text)), device)
 
 
 def _architecture(settings: Settings, partition: int | None, classes: int | None = None) -> dict[str, Any]:

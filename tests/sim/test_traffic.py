@@ -120,7 +120,7 @@ def test_clients_compute_channels_last_and_send_plain_weights(tmp_path: Path) ->
     for round in (1, 2):
         asked = Instruction(weights=weights, round=round, settings="", cohort=[], sums=False)
         sent = client_app.train_partition(settings, 0, asked).weights
-        convolutions = [layer.weight for layer in warm_model(settings, 0).modules() if isinstance(layer, nn.Conv2d)]
+        convolutions = [layer.weight for layer in warm_model(settings, 0, weights).modules() if isinstance(layer, nn.Conv2d)]
         assert convolutions and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in convolutions)
         assert sent.keys() == weights.keys() and all(tensor.is_contiguous() for tensor in sent.values())
 
