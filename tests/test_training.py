@@ -64,6 +64,19 @@ def test_what_is_frozen_or_unused_stays_as_it_is() -> None:
     assert kept.keys() == {name for name, _ in model.named_parameters()} - same
 
 
+@pytest.mark.parametrize(("batch_size", "seen"), [(1, 3), (2, 2), (3, 3)])
+def test_a_last_image_alone_is_left_out(batch_size: int, seen: int) -> None:
+    """Of three images, unless batches are of one. With a rate of next to nothing the accuracy is that of the model on those it saw."""
+    model, data = small_model(batch_norm=False), some_images(3)
+    metrics = training(epochs=1, batch_size=batch_size, lr=1e-12)(model, data, seeds.generator(0, "x"))
+    random = seeds.generator(0, "x")
+    seeds.draw_seed(random)
+    images, labels = data.batch(torch.randperm(3, generator=random)[:seen])
+    with torch.no_grad():
+        losses = F.cross_entropy(model.eval()(images), labels)
+    assert metrics["loss"] == pytest.approx(losses.item(), rel=1e-4)
+
+
 @pytest.mark.slow
 def test_a_client_does_not_import_the_compiler_of_pytorch() -> None:
     """It takes a process two seconds, and a pool has many."""

@@ -45,6 +45,21 @@ def test_an_average_grows_by_one_update_at_a_time() -> None:
     assert got["w"].item() == 7.0 and got["w"].dtype == torch.float32 and got["n"].dtype == torch.int64 and mean.examples == 6
 
 
+@pytest.mark.parametrize("held", [1, 64 << 20])
+def test_many_updates_and_sums_of_others_take_turns(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of i with i + 1 examples, i below 20: examples 210, sum 19 * 20 * 21 / 3 = 2660. Another average's of the same come in between."""
+    monkeypatch.setattr("fedimpr.update.HELD", held)
+    mean, other = Average(), Average()
+    for i in range(20):
+        other.add(update(i, float(i), i + 1))
+    for i in range(20):
+        mean.add(update(i, float(i), i + 1))
+        if i == 10:
+            mean.add_sums(other.sums, other.examples)
+    assert (mean.sums["w"].item(), mean.examples) == (2 * 2660.0, 2 * 210)
+    assert mean.weights(REFERENCE)["n"].item() == other.weights(REFERENCE)["n"].item() == round(other.sums["n"].item() / 210)
+
+
 @given(st.lists(st.tuples(st.floats(-1e3, 1e3), st.integers(1, 50)), min_size=1, max_size=8), st.randoms())
 def test_the_average_does_not_depend_on_the_order_of_arrival(values: list, random) -> None:
     updates = [update(i, weight, examples) for i, (weight, examples) in enumerate(values)]
