@@ -33,9 +33,10 @@ from fedimpr.training import LocalTraining
 from fedimpr.views import Views
 
 IMAGES, BATCH = 50, 25
+START_SECONDS = 120.0  # for all workers to come up: one that fails must not keep the others waiting
 SHAPES = {"lenet5": (1, 28, 28), "cnn128": (3, 32, 32), "resnet18": (3, 32, 32)}
 OPTIONS: dict[str, dict[str, Any]] = {"lenet5": {"batch_norm": False}}
-# By device: numbers of workers, clients that are trained together, and groups of them that each worker trains by model.
+# By device: numbers of workers, clients that are trained together, and those that each worker trains, by model.
 PLANS = {
     "cpu": ((1, 2), (1, 5), {"lenet5": 100, "cnn128": 20, "resnet18": 5}),
     "cuda": ((1, 2, 4, 8, 16), (1, 10, 50), {"lenet5": 200, "cnn128": 200, "resnet18": 100}),
@@ -106,7 +107,7 @@ def worker(name: str, together: int, clients: int, device: str, barrier: Any, qu
     weights, data = {key: tensor.clone() for key, tensor in model.state_dict().items()}, shards(name, together)
     trained(model, weights, [one.subset(slice(BATCH)) for one in data])
     clock(at)
-    barrier.wait()
+    barrier.wait(START_SECONDS)
     start = time.monotonic()
     for _ in range(clients // together):
         trained(model, weights, data)

@@ -22,7 +22,7 @@ import torch
 from common import write
 from torch import Tensor
 
-from fedimpr.devices import accelerated
+from fedimpr.devices import accelerated, placed
 from fedimpr.ensemble import PIXELS_WORTH_BATCHING, Ensemble
 from fedimpr.models import build
 from fedimpr.observation import observe
@@ -83,7 +83,7 @@ def all_ways(models: list, device: torch.device) -> dict[str, Way]:
 
     ways: dict[str, Way] = {}
     for way, batched in (("in turn", False), ("batched", True)):
-        ways[way] = functools.partial(whole, Ensemble(models, batched=batched).to(device, memory_format=torch.channels_last))
+        ways[way] = functools.partial(whole, placed(Ensemble(models, batched=batched), device))
     if device.type != "cuda":
         return ways
     streams = [torch.cuda.Stream() for _ in models]
