@@ -22,7 +22,7 @@ from fedimpr.synthesis import (
 from fedimpr.synthesis.priors import Priors
 from fedimpr.synthesis.targets import ClassSimilarity, FeatureGaussian, OneHot
 from fedimpr.training import LocalTraining
-from fedimpr.views import Augmentation, Distorted, Views
+from fedimpr.views import Augmentation, Dilated, Distorted, Views
 
 LONG = ", long"
 PLAIN = ("di", "ci", "soft_targeted")  # methods that look at the logits alone, and were published on a teacher without batch norm
@@ -311,14 +311,14 @@ PAIRS = {
         student={"name": "lenet5_half", "batch_norm": False, **MNIST},
         training=trained((6, 0.05), (4, 0.01), (2, 0.002), batch=128, views=DIGITS),
         budget=Budget(
-            passes=240_000, steps=5000, batch=64, optimizer="adam", lr=0.004, weight_decay=0.0,
+            passes=240_000, steps=5000, batch=64, optimizer="sgd", lr=0.1, weight_decay=5e-4,
             views=Distorted(blur=0.3, contrast=3.0, views=Views(shift=0.05, scale=(0.7, 4.0), rotation=25.0, flip=False)),
-            local=DIGITS, heavy=Distorted(blur=0.5, contrast=3.0, views=SHRUNK),
+            local=DIGITS, heavy=Dilated(share=0.4, views=Distorted(blur=0.5, contrast=3.0, views=SHRUNK)),
             jitter=Views(shift=0.1, scale=(0.8, 2.0), rotation=15.0, flip=False),
             moved=Views(shift=0.1, scale=(0.5, 8.0), rotation=30.0, flip=False), brightness=0.1, objective=LogitL1(),
             mined=200, dreaming=60, inversion=100, pixel_lr=0.05, generator_lr=0.01, latent=64, width=32, deviation=5.0, activation=0.05,
         ),
-        long={"di": (6, 8), "soft_targeted": (6, 8), "adi": (3, 8), "cmi_warm": (3, 8)},
+        long={"di": (6, 10), "soft_targeted": (6, 10), "adi": (4, 10), "cmi_warm": (4, 10)},
         published={"di, long": "98.77", "soft_targeted, long": "99.08", "dafl": "98.1", "dfad": "98.3"},
         bfloat16=False,
     ),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedimpr.errors import ConfigError
-from fedimpr.views import Distorted, Views
+from fedimpr.views import Dilated, Distorted, Views
 
 STILL = {"shift": 0.0, "scale": (1.0, 1.0), "rotation": 0.0, "flip": False}
 
@@ -130,3 +130,26 @@ def test_impossible_distortions_are_refused(wrong: dict, key: str) -> None:
 def test_impossible_views_are_refused(wrong: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Views(**{**STILL, **wrong})
+
+
+def test_dilation_makes_a_line_three_pixels_wide() -> None:
+    """The brightest of 3x3 pixels: a faint line of one column fills the columns beside it, and no other."""
+    line = torch.zeros(1, 1, 5, 7)
+    line[..., 3] = 0.25
+    expected = torch.zeros(5, 7)
+    expected[:, 2:5] = 0.25
+    torch.testing.assert_close(Dilated(share=1.0, views=Views(**STILL))(line, generator())[0, 0], expected)
+
+
+def test_about_the_given_share_of_images_is_dilated_and_all_are_viewed() -> None:
+    images = torch.rand(400, 1, 4, 4, generator=generator(1))
+    same = (Dilated(share=0.3, views=Views(**STILL))(images, generator()) == images).flatten(1).all(1)
+    assert 240 < int(same.sum()) < 320  # 280 expected, deviation 9
+    shrunk = Dilated(share=0.3, views=Views(**{**STILL, "scale": (4.0, 4.0)}))(torch.ones(20, 1, 16, 16), generator())
+    assert float(shrunk.mean((1, 2, 3)).max()) < 0.4  # a quarter of the canvas, and its soft edges
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_a_dilated_share_outside_the_unit_interval_is_refused(share: float) -> None:
+    with pytest.raises(ConfigError, match="share"):
+        Dilated(share=share, views=Views(**STILL))
