@@ -8,6 +8,7 @@ and in which order it wrote are none.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FedimprError as error:
         print(f"error: {error}", file=sys.stderr)
         return TROUBLE
-    print(text)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader has seen enough, as `head` has; what Python writes on leaving must not fail once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return status

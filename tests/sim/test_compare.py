@@ -6,9 +6,11 @@ import functools
 import hashlib
 import json
 import math
+import os
 import random
 import runpy
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -238,6 +240,16 @@ def test_the_module_ends_with_the_status(one: Path, monkeypatch: pytest.MonkeyPa
         with pytest.raises(SystemExit) as ended:
             runpy.run_module("sim.compare", run_name="__main__")
         assert ended.value.code == status
+
+
+def test_a_reader_that_stops_reading_changes_nothing(one: Path) -> None:
+    """As under ``| head``: the pipe is closed before the first line."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "sim.compare", str(one), str(one)]
+    with os.fdopen(writing, "wb") as closed:
+        ended = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, timeout=120)
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 # --- curves ---
