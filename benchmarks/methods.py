@@ -6,14 +6,16 @@
     python benchmarks/methods.py mnist --tiny
 
 The pairs and their settings stand in ``pairs.py``. A teacher is trained for every seed. Every finished run is a line of
-``results/methods_<pair>.jsonl``; a command that was stopped goes on with the runs that are missing, and ``--again`` forgets those of the
-methods that it names. ``results/methods_<pair>`` is the table over all of them. Settings were chosen with ``--validation``, which holds
-a tenth of the training images out and leaves the test set unread. Neither Flower nor Ray nor Hydra is needed.
+``results/methods_<pair>.jsonl``, with a fingerprint of its settings; a command that was stopped goes on with the runs that are missing,
+runs with settings of the past are made again, and with ``--again`` all that the command names. ``results/methods_<pair>`` is the table
+over the last run of every method and seed; rows that are of other settings than now say so. Settings were chosen with ``--validation``,
+which holds a tenth of the training images out and leaves the test set unread. Neither Flower nor Ray nor Hydra is needed.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -47,7 +49,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="runs side by side, each with one thread")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--validation", action="store_true", help="evaluate on held-out training images")
-    parser.add_argument("--again", action="store_true", help="forget earlier runs of these methods")
+    parser.add_argument("--again", action="store_true", help="make runs that are finished once more")
     parser.add_argument("--tiny", action="store_true", help="a few steps of everything, written nowhere but to the screen")
     asked = parser.parse_args()
     pair = PAIRS[asked.pair]
@@ -57,13 +59,11 @@ def main() -> None:
     file = RESULTS / f"methods_{asked.pair}{'_validation' * asked.validation}{'_tiny' * asked.tiny}.jsonl"
     if asked.tiny:
         file.unlink(missing_ok=True)
-    done = [row for row in lines(file) if not (asked.again and row["method"] in names and row["seed"] in asked.seeds)]
-    file.write_text("".join(json.dumps(row) + "\n" for row in done))
+    done = set() if asked.again else {(row["method"], row["seed"]) for row in lines(file) if current(row, pair, asked.tiny)}
     for seed in asked.seeds:
         for kind in sorted({pair.taught(name) for name in names}):
             teacher_of(pair, seed, asked, kind)
-    missing = [(name, seed) for seed in asked.seeds for name in names if (name, seed) not in {(row["method"], row["seed"]) for row in done}]
-    jobs = [(asked, name, seed) for name, seed in missing]
+    jobs = [(asked, name, seed) for seed in asked.seeds for name in names if (name, seed) not in done]
     with multiprocessing.get_context("spawn").Pool(
         asked.workers, maxtasksperchild=1
     ) as pool:  # a process a run: its peak memory is its own
@@ -74,12 +74,13 @@ def main() -> None:
     rows = lines(file)
     if asked.tiny:
         file.unlink()
-        print(table(pair, rows))
+        print(table(pair, rows, tiny=True))
         return
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))  # without the lines that later ones replaced
     picture(asked.pair, pair, [row["method"] for row in rows if row["seed"] == asked.seeds[0]])
     command = f"python benchmarks/methods.py {asked.pair} --seeds {' '.join(map(str, asked.seeds))}"
     name = file.stem
-    write(name, command, {"pair": pair.said, "rows": rows}, f"{pair.said}\n\n{table(pair, rows)}")
+    write(name, command, {"pair": pair.said, "rows": rows}, f"{pair.said}\n\n{table(pair, rows, tiny=False)}")
 
 
 def run(job: tuple[Any, str, int]) -> dict:
@@ -88,6 +89,7 @@ def run(job: tuple[Any, str, int]) -> dict:
     torch.set_num_threads(1 if asked.device == "cpu" else 4)
     pair = PAIRS[asked.pair]
     method: Run = pair.runs[name](tiny=asked.tiny)
+    settings = fingerprint(pair, name, asked.tiny)
     data, teacher = data_of(pair, asked), teacher_of(pair, seed, asked, pair.taught(name))
     if isinstance(method.synthesizer, Given) and method.synthesizer.real:
         method.synthesizer.images = data.train.batch(torch.arange(min(method.mining.images, len(data.train))))[0]
@@ -115,6 +117,7 @@ def run(job: tuple[Any, str, int]) -> dict:
     return {
         "method": name,
         "seed": seed,
+        "settings": settings,
         "accuracy": evaluate(student, data.test).accuracy,
         "teacher": evaluate(teacher, data.test).accuracy,
         "seconds": seconds,
@@ -169,19 +172,33 @@ def work(pair: str) -> Path:
 
 
 def lines(file: Path) -> list[dict]:
-    """The rows of a JSON-lines file; none where there is no file."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    """The last row of every method and seed of a JSON-lines file; none where there is no file."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return list({(row["method"], row["seed"]): row for row in rows}.values())
 
 
-def table(pair: Pair, rows: list[dict]) -> str:
-    """One line a method: means over seeds."""
+def fingerprint(pair: Pair, name: str, tiny: bool) -> str:
+    """Of all that a run depends on besides its seed and the library: another one, another experiment."""
+    taught = pair.plain if pair.taught(name) == "plain" else pair.teacher
+    said = [pair.shape, taught, pair.student, pair.training(tiny=tiny), pair.bfloat16, pair.runs[name](tiny=tiny)]
+    return hashlib.sha256(repr(said).encode()).hexdigest()[:12]
+
+
+def current(row: dict, pair: Pair, tiny: bool) -> bool:
+    """Whether a row is of the settings that its method has now."""
+    return row["method"] in pair.runs and row["settings"] == fingerprint(pair, row["method"], tiny)
+
+
+def table(pair: Pair, rows: list[dict], tiny: bool) -> str:
+    """One line a method: means over seeds, those of earlier settings only where no run is of the present ones."""
     columns = ["method", "accuracy, % (sd)", "each seed", "published", "label fidelity", "confidence", "effective number", "coverage"]
     columns += ["Fréchet", "mining s", "ms an image", "passes an image", "distilling s"]
     text = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     teachers = {row["seed"]: 100 * row["teacher"] for row in rows}
     text.append(f"| teacher | {spread(list(teachers.values()))} | {listed(teachers)} |" + " |" * (len(columns) - 3))
     for name in pair.runs:
-        mine = sorted((row for row in rows if row["method"] == name), key=lambda row: row["seed"])
+        every = sorted((row for row in rows if row["method"] == name), key=lambda row: row["seed"])
+        mine = [row for row in every if current(row, pair, tiny)] or every
         if not mine:
             text.append(f"| {name} | not measured |" + " |" * (len(columns) - 2))
             continue
@@ -199,7 +216,8 @@ def table(pair: Pair, rows: list[dict]) -> str:
             ("frechet_distance", ".1f"),
         )
         per_image = median(1000 * row["mining_seconds"] / row["images"] for row in mine)
-        cells = [name, spread(list(accuracy.values())), listed(accuracy), pair.published.get(name, ""), *(measure(*key) for key in keys)]
+        title = name if current(mine[0], pair, tiny) else f"{name} (earlier settings)"
+        cells = [title, spread(list(accuracy.values())), listed(accuracy), pair.published.get(name, ""), *(measure(*key) for key in keys)]
         cells += [f"{median(row['mining_seconds'] for row in mine):.0f}", f"{per_image:.1f}"]
         cells += [f"{mine[0]['mining_passes'] / mine[0]['images']:.0f}", f"{median(row['distilling_seconds'] for row in mine):.0f}"]
         text.append(f"| {' | '.join(cells)} |")
