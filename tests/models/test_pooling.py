@@ -16,7 +16,10 @@ def test_it_gives_what_pytorchs_gives(n: int, c: int, height: int, width: int, l
     if last:
         images = images.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
-        torch.testing.assert_close(MaxPool2x2()(images), F.max_pool2d(images, 2), rtol=0, atol=0)
+        pooled = MaxPool2x2()(images)
+    torch.testing.assert_close(pooled, F.max_pool2d(images, 2), rtol=0, atol=0)
+    if last:
+        assert pooled.is_contiguous(memory_format=torch.channels_last), "the next convolution need not turn them around"
     with_gradient = images.clone().requires_grad_()
     torch.testing.assert_close(MaxPool2x2()(with_gradient), F.max_pool2d(images, 2), rtol=0, atol=0)
 
