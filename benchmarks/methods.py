@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from common import RESULTS, write
 from given import Given
-from pairs import PAIRS, Pair, Run
+from pairs import PAIRS, Pair, Run, started
 
 from fedimpr import models, seeds
 from fedimpr.data import Dataset, load
@@ -95,6 +95,8 @@ def run(job: tuple[Any, str, int]) -> dict:
         method.synthesizer.images = data.train.batch(torch.arange(min(method.mining.images, len(data.train))))[0]
     device = torch.device(asked.device)
     student = placed(models.build(seed=seeds.derive(seed, "student"), **pair.student), device)
+    if started(name) != name:
+        models.inherit(student, teacher)
     bank = Bank(method.mining.capacity)
     precision = torch.autocast("cpu", torch.bfloat16, enabled=pair.bfloat16 and asked.device == "cpu", cache_enabled=False)
     start = time.perf_counter()
@@ -108,7 +110,7 @@ def run(job: tuple[Any, str, int]) -> dict:
             bank=bank,
             source=Source(pair.teacher["name"], name, 1, seed),
             shape=pair.shape,
-            generator=seeds.generator(seed, f"benchmark/{name}"),
+            generator=seeds.generator(seed, f"benchmark/{started(name)}"),
         )
     seconds = time.perf_counter() - start
     if seed == asked.seeds[0] and not asked.tiny:

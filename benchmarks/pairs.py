@@ -25,6 +25,7 @@ from fedimpr.training import LocalTraining
 from fedimpr.views import Augmentation, Dilated, Distorted, Views
 
 LONG = ", long"
+INHERITED = ", inherited"
 PLAIN = ("di", "ci", "soft_targeted")  # methods that look at the logits alone, and were published on a teacher without batch norm
 STILL = Views(shift=0.0, scale=(1.0, 1.0), rotation=0.0, flip=False)
 
@@ -104,7 +105,10 @@ class Pair:
         student: likewise.
         training: the teacher's stages of training, one after another; each is called with model, images and generator.
         budget: of every method.
-        long: methods that run at a larger budget, too, under the name ``"<method>, long"``: more passes and more steps, by these factors.
+        inherited: methods that run, too, with a student that starts from the first units of every layer of its teacher and not from random
+            weights, under the name ``"<method>, inherited"``; everything else is the same, the images to the bit.
+        long: methods that run, however they start, at a larger budget, too, under the name ``"<method>, long"``: more passes and steps, by
+            these factors.
         published: by method, the published accuracy.
         bfloat16: whether a CPU computes in bfloat16, too.
     """
@@ -117,6 +121,7 @@ class Pair:
     student: Mapping[str, Any]
     training: Callable[..., list[LocalTraining]]
     budget: Budget
+    inherited: tuple[str, ...]
     long: Mapping[str, tuple[float, float]]
     published: Mapping[str, str]
     bfloat16: bool
@@ -126,18 +131,24 @@ class Pair:
         """Every method's settings by name; ``tiny=True`` shrinks the budget to a few steps."""
 
         def made(name: str, tiny: bool) -> Run:
-            method, long, _ = name.partition(LONG)
-            passes, steps = self.long[method] if long else (1.0, 1.0)
+            method = started(name).removesuffix(LONG)
+            passes, steps = self.long[method] if name.endswith(LONG) else (1.0, 1.0)
             budget = replace(self.budget, passes=int(passes * self.budget.passes), steps=int(steps * self.budget.steps))
             small = replace(self.budget, passes=64, steps=4, batch=8, mined=8, dreaming=2, inversion=2, width=8)
             return RUNS[method](small if tiny else budget)
 
-        names = [*RUNS, *(f"{name}{LONG}" for name in self.long)]
+        names = [*RUNS, *(f"{name}{INHERITED}" for name in self.inherited)]
+        names += [f"{name}{LONG}" for name in names if started(name) in self.long]
         return {name: lambda tiny, name=name: made(name, tiny) for name in names}  # type: ignore[misc]
 
     def taught(self, name: str) -> str:
         """Which teacher a method learns from: ``"plain"`` or ``"teacher"``."""
         return "plain" if self.plain is not None and name.partition(",")[0] in PLAIN else "teacher"
+
+
+def started(name: str) -> str:
+    """The run with the same settings whose student starts from random weights."""
+    return name.replace(INHERITED, "")
 
 
 def priors(**weights: Any) -> Priors:
@@ -295,6 +306,7 @@ def published_pair(said: str, teacher: str, student: str, published: Mapping[str
             objective=SoftDivergence(temperature=20.0), mined=256, dreaming=200, inversion=200, pixel_lr=0.02,
             generator_lr=0.001, latent=256, width=128, deviation=2.0, activation=0.1,
         ),
+        inherited=(),  # blocks are counted through, so a network of fewer has others at the same places
         long={},
         published=published,
         bfloat16=False,
@@ -318,6 +330,7 @@ PAIRS = {
             moved=Views(shift=0.1, scale=(0.5, 8.0), rotation=30.0, flip=False), brightness=0.1, objective=LogitL1(),
             mined=200, dreaming=60, inversion=100, pixel_lr=0.05, generator_lr=0.01, latent=64, width=32, deviation=5.0, activation=0.05,
         ),
+        inherited=("di", "soft_targeted"),
         long={"di": (6, 10), "soft_targeted": (6, 10), "adi": (4, 10), "cmi_warm": (4, 10)},
         published={"di, long": "98.77", "soft_targeted, long": "99.08", "dafl": "98.1", "dfad": "98.3"},
         bfloat16=False,
@@ -336,6 +349,7 @@ PAIRS = {
             objective=SoftDivergence(temperature=4.0), mined=200, dreaming=60, inversion=100, pixel_lr=0.05,
             generator_lr=0.01, latent=64, width=32, deviation=2.0, activation=0.1,
         ),
+        inherited=("di", "cmi_warm", "fast", "nayer"),
         long={},
         published={},
         bfloat16=True,
