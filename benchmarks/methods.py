@@ -59,7 +59,7 @@ def main() -> None:
     file = RESULTS / f"methods_{asked.pair}{'_validation' * asked.validation}{'_tiny' * asked.tiny}.jsonl"
     if asked.tiny:
         file.unlink(missing_ok=True)
-    done = set() if asked.again else {(row["method"], row["seed"]) for row in lines(file) if current(row, pair, asked.tiny)}
+    done = set() if asked.again else {(row["method"], row["seed"]) for row in last(lines(file)) if current(row, pair, asked.tiny)}
     for seed in asked.seeds:
         for kind in sorted({pair.taught(name) for name in names}):
             teacher_of(pair, seed, asked, kind)
@@ -71,7 +71,7 @@ def main() -> None:
             with file.open("a") as out:
                 out.write(json.dumps(row) + "\n")
             print(f"{row['method']:>16}  seed {row['seed']}  {100 * row['accuracy']:.2f} %  {row['seconds']:.0f} s", flush=True)
-    rows = lines(file)
+    rows = last(lines(file))
     if asked.tiny:
         file.unlink()
         print(table(pair, rows, tiny=True))
@@ -174,8 +174,12 @@ def work(pair: str) -> Path:
 
 
 def lines(file: Path) -> list[dict]:
-    """The last row of every method and seed of a JSON-lines file; none where there is no file."""
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    """The rows of a JSON-lines file; none where there is no file."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def last(rows: list[dict]) -> list[dict]:
+    """The last row of every method and seed."""
     return list({(row["method"], row["seed"]): row for row in rows}.values())
 
 
