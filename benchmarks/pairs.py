@@ -106,7 +106,7 @@ class Pair:
         training: the teacher's stages of training, one after another; each is called with model, images and generator.
         budget: of every method.
         inherited: methods that run, too, with a student that starts from the first units of every layer of its teacher and not from random
-            weights, under the name ``"<method>, inherited"``; everything else is the same, the images to the bit.
+            weights, under the name ``"<method>, inherited"``; all else is the same, and so are images that are mined without a look at it.
         long: methods that run, however they start, at a larger budget, too, under the name ``"<method>, long"``: more passes and steps, by
             these factors.
         published: by method, the published accuracy.
