@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from fedimpr.errors import ConfigError
+from fedimpr.models.classifier import Classifier
 
 
 def inherit(smaller: nn.Module, larger: nn.Module) -> None:
@@ -26,6 +27,6 @@ def inherit(smaller: nn.Module, larger: nn.Module) -> None:
         here, there = list(own.shape), list(held[name].shape) if name in held else "missing"
         if there == "missing" or len(there) != len(here) or any(a < b for a, b in zip(there, here, strict=True)):
             wanted = f"a network of the same layers, each at least as wide ({name} is {there} in it and {here} in the smaller one)"
-            raise ConfigError("larger", type(larger).__name__, wanted)
+            raise ConfigError("larger", larger.spec["name"] if isinstance(larger, Classifier) else type(larger).__name__, wanted)
         taken[name] = held[name][tuple(slice(side) for side in here)]
     smaller.load_state_dict(taken)
