@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from common import RESULTS, write
 from given import Given
-from methods import data_of, lines, listed, spread, teacher_of, work
+from methods import current, data_of, fingerprint, lines, listed, spread, teacher_of, work
 from pairs import PAIRS, Run
 
 from fedimpr import models, seeds
@@ -53,7 +53,7 @@ def main() -> None:
     pair, name = PAIRS[PAIR], f"transfer_size{'_validation' * asked.validation}{'_tiny' * asked.tiny}"
     asked.whole = TINY if asked.tiny else len(data_of(pair, asked).train)
     largest, file = images(asked.sizes[-1], asked), RESULTS / f"{name}.jsonl"
-    done = [] if asked.tiny else [row for row in lines(file) if row["mined"] == largest]
+    done = [] if asked.tiny else [row for row in lines(file) if row["mined"] == largest and current(row, pair, asked.tiny)]
     file.write_text("".join(json.dumps(row) + "\n" for row in done))
     finished = {(row["method"], row["seed"], row["percent"]) for row in done}
     for seed in asked.seeds:
@@ -141,6 +141,7 @@ def distilled(job: tuple[Any, str, int, float]) -> dict:
         "seed": seed,
         "percent": percent,
         "images": count,
+        "settings": fingerprint(pair, method, asked.tiny),
         "mined": len(held["images"]),
         "accuracy": evaluate(student, data.test).accuracy,
         "teacher": evaluate(teacher, data.test).accuracy,
