@@ -55,7 +55,7 @@ def main() -> None:
     pair = PAIRS[asked.pair]
     names = asked.methods or list(pair.runs)
     if unknown := [name for name in names if name not in pair.runs]:
-        parser.error(f"no method {unknown[0]!r} for {asked.pair}; there are {', '.join(pair.runs)}")
+        parser.error(f"no method {unknown[0]!r} for {asked.pair}; there are {'; '.join(pair.runs)}")
     file = RESULTS / f"methods_{asked.pair}{'_validation' * asked.validation}{'_tiny' * asked.tiny}.jsonl"
     if asked.tiny:
         file.unlink(missing_ok=True)
