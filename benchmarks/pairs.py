@@ -31,6 +31,15 @@ STILL = Views(shift=0.0, scale=(1.0, 1.0), rotation=0.0, flip=False)
 
 
 @dataclass(frozen=True)
+class Learning:
+    """A student's optimiser."""
+
+    optimizer: Literal["sgd", "adam"]
+    lr: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
 class Budget:
     """What every method may spend, and the settings that methods share.
 
@@ -38,9 +47,8 @@ class Budget:
         passes: images through the teacher for mining.
         steps: of the student.
         batch: images per step of the student.
-        optimizer: of the student.
-        lr: of the student.
-        weight_decay: of the student.
+        learning: how the student's weights move.
+        playing: likewise, where it plays against a generator.
         views: of the student's images.
         local: the local views of CMI.
         heavy: augmentation of the student's images where they are mined from pixels by the logits alone, as ZSKD has it.
@@ -62,9 +70,8 @@ class Budget:
     passes: int
     steps: int
     batch: int
-    optimizer: Literal["sgd", "adam"]
-    lr: float
-    weight_decay: float
+    learning: Learning
+    playing: Learning
     views: Augmentation
     local: Views
     heavy: Augmentation
@@ -158,10 +165,13 @@ def priors(**weights: Any) -> Priors:
     return Priors(**{**dict.fromkeys(terms, 0.0), **forms, **weights})
 
 
-def learns(b: Budget, objective: Objective | None = None, views: Augmentation | None = None) -> Distillation:
+def learns(
+    b: Budget, objective: Objective | None = None, views: Augmentation | None = None, learning: Learning | None = None
+) -> Distillation:
     """How every student learns."""
+    how = learning or b.learning
     return Distillation(
-        steps=b.steps, batch_size=b.batch, optimizer=b.optimizer, lr=b.lr, momentum=0.9, weight_decay=b.weight_decay,
+        steps=b.steps, batch_size=b.batch, optimizer=how.optimizer, lr=how.lr, momentum=0.9, weight_decay=how.weight_decay,
         objective=objective or b.objective, views=views or b.views,
     )  # fmt: skip
 
@@ -229,7 +239,7 @@ def game(b: Budget, turns: int, objective: Objective, **weights: Any) -> Run:
         priors=priors(**weights), latent=b.latent, width=b.width // 2, steps=steps, lr=1e-3, batch_size=b.batch, temperature=1.0
     )
     size = turns * b.batch
-    return Run(made, Mining(images=rounds * size, before=0, portions=rounds, capacity=size), learns(b, objective, STILL))
+    return Run(made, Mining(images=rounds * size, before=0, portions=rounds, capacity=size), learns(b, objective, STILL, b.playing))
 
 
 def given(b: Budget, real: bool) -> Run:
@@ -301,7 +311,8 @@ def published_pair(said: str, teacher: str, student: str, published: Mapping[str
         student={"name": student, **CIFAR10},
         training=trained((60, 0.1), (30, 0.02), (20, 0.004), batch=128, views=CROPS),
         budget=Budget(
-            passes=2_000_000, steps=20_000, batch=256, optimizer="sgd", lr=0.2, weight_decay=1e-4, views=CROPS, local=CROPS,
+            passes=2_000_000, steps=20_000, batch=256, learning=Learning("sgd", 0.2, 1e-4), playing=Learning("sgd", 0.2, 1e-4),
+            views=CROPS, local=CROPS,
             heavy=Distorted(blur=0.5, contrast=3.0, views=CROPS), jitter=CROPS, moved=PARTS, brightness=1.0,
             objective=SoftDivergence(temperature=20.0), mined=256, dreaming=200, inversion=200, pixel_lr=0.02,
             generator_lr=0.001, latent=256, width=128, deviation=2.0, activation=0.1,
@@ -323,7 +334,7 @@ PAIRS = {
         student={"name": "lenet5_half", "batch_norm": False, **MNIST},
         training=trained((6, 0.05), (4, 0.01), (2, 0.002), batch=128, views=DIGITS),
         budget=Budget(
-            passes=240_000, steps=5000, batch=64, optimizer="sgd", lr=0.1, weight_decay=5e-4,
+            passes=240_000, steps=5000, batch=64, learning=Learning("sgd", 0.1, 5e-4), playing=Learning("adam", 0.004, 0.0),
             views=Distorted(blur=0.3, contrast=3.0, views=Views(shift=0.05, scale=(0.7, 4.0), rotation=25.0, flip=False)),
             local=DIGITS, heavy=Dilated(share=0.4, views=Distorted(blur=0.5, contrast=3.0, views=SHRUNK)),
             jitter=Views(shift=0.1, scale=(0.8, 2.0), rotation=15.0, flip=False),
@@ -344,7 +355,8 @@ PAIRS = {
         student={"name": "resnet8", "width": 8, "stride": 2, **CIFAR10},
         training=trained((8, 0.1), (4, 0.02), (2, 0.004), batch=128, views=CROPS),
         budget=Budget(
-            passes=100_000, steps=1500, batch=128, optimizer="adam", lr=0.01, weight_decay=0.0, views=CROPS, local=CROPS,
+            passes=100_000, steps=1500, batch=128, learning=Learning("adam", 0.01, 0.0), playing=Learning("adam", 0.01, 0.0),
+            views=CROPS, local=CROPS,
             heavy=Distorted(blur=0.5, contrast=3.0, views=CROPS), jitter=CROPS, moved=PARTS, brightness=1.0,
             objective=SoftDivergence(temperature=4.0), mined=200, dreaming=60, inversion=100, pixel_lr=0.05,
             generator_lr=0.01, latent=64, width=32, deviation=2.0, activation=0.1,
