@@ -114,8 +114,8 @@ class Pair:
         budget: of every method.
         inherited: methods that run, too, with a student that starts from the first units of every layer of its teacher and not from random
             weights, under the name ``"<method>, inherited"``; all else is the same, and so are images that are mined without a look at it.
-        long: methods that run, however they start, at a larger budget, too, under the name ``"<method>, long"``: more passes and steps, by
-            these factors.
+        long: methods that run, however they start, at a larger budget, too, under the name ``"<method>, long"``: passes, steps and learning
+            rate times these factors.
         published: by method, the published accuracy.
         bfloat16: whether a CPU computes in bfloat16, too.
     """
@@ -129,7 +129,7 @@ class Pair:
     training: Callable[..., list[LocalTraining]]
     budget: Budget
     inherited: tuple[str, ...]
-    long: Mapping[str, tuple[float, float]]
+    long: Mapping[str, tuple[float, float, float]]
     published: Mapping[str, str]
     bfloat16: bool
 
@@ -139,8 +139,9 @@ class Pair:
 
         def made(name: str, tiny: bool) -> Run:
             method = started(name).removesuffix(LONG)
-            passes, steps = self.long[method] if name.endswith(LONG) else (1.0, 1.0)
-            budget = replace(self.budget, passes=int(passes * self.budget.passes), steps=int(steps * self.budget.steps))
+            passes, steps, rate = self.long[method] if name.endswith(LONG) else (1.0, 1.0, 1.0)
+            learning = replace(self.budget.learning, lr=rate * self.budget.learning.lr)
+            budget = replace(self.budget, passes=int(passes * self.budget.passes), steps=int(steps * self.budget.steps), learning=learning)
             small = replace(self.budget, passes=64, steps=4, batch=8, mined=8, dreaming=2, inversion=2, width=8)
             return RUNS[method](small if tiny else budget)
 
@@ -342,7 +343,7 @@ PAIRS = {
             mined=200, dreaming=60, inversion=100, pixel_lr=0.05, generator_lr=0.01, latent=64, width=32, deviation=5.0, activation=0.05,
         ),
         inherited=("di", "soft_targeted"),
-        long={"di": (6, 10), "soft_targeted": (6, 10), "adi": (4, 10), "cmi_warm": (4, 10), "spaceship": (2.5, 10), "nayer": (2.5, 10)},
+        long={"di": (6, 10, 1), "soft_targeted": (6, 10, 1), "cmi_warm": (4, 10, 1), "nayer": (2.5, 10, 0.5)},
         published={"di, long": "98.77", "soft_targeted, long": "99.08", "dafl": "98.1", "dfad": "98.3"},
         bfloat16=False,
     ),
