@@ -343,7 +343,7 @@ PAIRS = {
             mined=200, dreaming=60, inversion=100, pixel_lr=0.05, generator_lr=0.01, latent=64, width=32, deviation=5.0, activation=0.05,
         ),
         inherited=("di", "soft_targeted"),
-        long={"di": (6, 10, 1), "soft_targeted": (6, 10, 1), "cmi_warm": (4, 10, 1), "nayer": (2.5, 10, 0.5)},
+        long={"real images": (1, 10, 1), "di": (6, 10, 1), "soft_targeted": (6, 10, 1), "cmi_warm": (4, 10, 1), "nayer": (2.5, 10, 0.5)},
         published={"di, long": "98.77", "soft_targeted, long": "99.08", "dafl": "98.1", "dfad": "98.3"},
         bfloat16=False,
     ),
