@@ -51,7 +51,8 @@ def methods(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_run_of_other_settings_is_not_done(methods: Any) -> None:
     pair = methods.PAIRS["mnist"]
     row = {"method": "di", "settings": methods.fingerprint(pair, "di", False)}
-    slower = dataclasses.replace(pair, budget=dataclasses.replace(pair.budget, lr=pair.budget.lr / 2))
+    learning = dataclasses.replace(pair.budget.learning, lr=pair.budget.learning.lr / 2)
+    slower = dataclasses.replace(pair, budget=dataclasses.replace(pair.budget, learning=learning))
     assert methods.current(row, pair, False)
     assert not methods.current(row, slower, False)
     assert not methods.current({**row, "method": "ci"}, pair, False), "another method's settings"
