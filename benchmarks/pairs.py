@@ -166,11 +166,9 @@ def priors(**weights: Any) -> Priors:
     return Priors(**{**dict.fromkeys(terms, 0.0), **forms, **weights})
 
 
-def learns(
-    b: Budget, objective: Objective | None = None, views: Augmentation | None = None, learning: Learning | None = None
-) -> Distillation:
+def learns(b: Budget, objective: Objective | None = None, views: Augmentation | None = None) -> Distillation:
     """How every student learns."""
-    how = learning or b.learning
+    how = b.learning
     return Distillation(
         steps=b.steps, batch_size=b.batch, optimizer=how.optimizer, lr=how.lr, momentum=0.9, weight_decay=how.weight_decay,
         objective=objective or b.objective, views=views or b.views,
@@ -240,7 +238,8 @@ def game(b: Budget, turns: int, objective: Objective, **weights: Any) -> Run:
         priors=priors(**weights), latent=b.latent, width=b.width // 2, steps=steps, lr=1e-3, batch_size=b.batch, temperature=1.0
     )
     size = turns * b.batch
-    return Run(made, Mining(images=rounds * size, before=0, portions=rounds, capacity=size), learns(b, objective, STILL, b.playing))
+    learning = learns(replace(b, learning=b.playing), objective, STILL)
+    return Run(made, Mining(images=rounds * size, before=0, portions=rounds, capacity=size), learning)
 
 
 def given(b: Budget, real: bool) -> Run:
