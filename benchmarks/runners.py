@@ -200,10 +200,8 @@ def ours(case: Case, who: str) -> list[float]:
 
             runtime = call(on_ray.Runtime, composed(["runtime=ray"]).runtime, "runtime")
             size = {"workers": WORKERS, "cpus": 1, "gpus": 0, "turn_seconds": 600.0}
-            stack.enter_context(on_ray.running(None))
-            grid = stack.enter_context(
-                RayGrid(f"runners:{case.work}", settings.nodes, {}, **size, variables=on_ray.variables(runtime), tree=None)
-            )
+            given = stack.enter_context(on_ray.running(None, on_ray.variables(runtime)))
+            grid = stack.enter_context(RayGrid(f"runners:{case.work}", settings.nodes, {}, **size, variables=given, tree=None))
         from strategies.rounds import run_rounds
 
         after = lambda *_: ends.append(time.perf_counter() - BEGAN)  # noqa: E731

@@ -85,7 +85,7 @@ def run_on_ray(settings: Settings) -> None:
     if settings.device == "cuda" and not runtime.gpus_per_worker:
         raise ConfigError("runtime.gpus_per_worker", runtime.gpus_per_worker, "a number > 0 where device=cuda")
     run_config: UserConfig = {"settings": settings.to_json()}
-    with running(runtime.address):
+    with running(runtime.address, variables(runtime)) as given:
         grid = RayGrid(
             "sim.client_app:app",
             settings.nodes,
@@ -94,7 +94,7 @@ def run_on_ray(settings: Settings) -> None:
             cpus=runtime.cpus_per_worker,
             gpus=runtime.gpus_per_worker,
             turn_seconds=runtime.turn_seconds,
-            variables=variables(runtime),
+            variables=given,
             tree=PROJECT if runtime.address is None else None,
         )
         with grid:
@@ -137,14 +137,22 @@ def variables(runtime: Runtime) -> dict[str, str]:
 
 
 @contextmanager
-def running(address: str | None) -> Iterator[None]:
+def running(address: str | None, wanted: Mapping[str, str]) -> Iterator[Mapping[str, str]]:
     """Ray for the length of the block: a cluster's, or one of our own; what already runs in this process is used and left running.
+
+    Args:
+        address: of the cluster; ``None`` starts Ray on this machine.
+        wanted: environment variables of the workers.
+
+    Yields:
+        Those that each worker has yet to be given. A Ray of our own starts with them, and all its processes inherit them: for a worker that
+        wants others, Ray waits until the process is up that prepares environments, then starts one anew, two seconds or three.
 
     Raises:
         FedimprError: the cluster cannot be reached.
     """
     if ray.is_initialized():
-        yield
+        yield wanted
         return
     own: dict[str, Any] = {"include_dashboard": False, "_system_config": {"max_direct_call_object_size": INLINE_BYTES}}
     try:
@@ -152,15 +160,30 @@ def running(address: str | None) -> Iterator[None]:
             if address is not None:  # Ray itself would try for minutes
                 host, _, port = address.removeprefix("ray://").rpartition(":")
                 socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
-            with _handler_kept():
+            with _handler_kept(), _set({} if address else wanted):
                 ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else own))
         except OSError as error:
             remedy = "Start a cluster with `ray start --head`, or let Ray start on this machine with runtime.address=null."
             raise FedimprError("there is no Ray cluster", stage="starting Ray", value=address, remedy=remedy) from error
-        yield
+        yield wanted if address else {}
     finally:
         with signals_wait():
             ray.shutdown()
+
+
+@contextmanager
+def _set(variables: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables, for the processes that start in the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

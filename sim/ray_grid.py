@@ -128,7 +128,7 @@ class RayGrid(OwnGrid):
         cpus: that Ray sets aside for each, > 0.
         gpus: the same, >= 0.
         turn_seconds: a turn that takes longer is taken for hung, and its worker is killed.
-        variables: environment variables of the workers.
+        variables: environment variables of the workers, besides those that Ray itself has.
         tree: the folder that the workers' code has to come from; ``None`` takes any.
     """
 
@@ -146,7 +146,8 @@ class RayGrid(OwnGrid):
         tree: Path | None,
     ) -> None:
         super().__init__(nodes, run_config)
-        actor = ray.remote(num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": dict(variables)})(Worker)
+        environment: dict[str, Any] = {"env_vars": dict(variables)} if variables else {}
+        actor = ray.remote(num_cpus=cpus, num_gpus=gpus, runtime_env=environment)(Worker)
         self._pool = Pool(lambda: actor.remote(client_app, nodes, dict(run_config), tree), workers, turn_seconds)
         self._lines: dict[int, deque[_Letter]] = {}  # by node; the first letter of each is at work
         self._letters: dict[Turn, _Letter] = {}

@@ -147,7 +147,7 @@ def _place(study: Study, settings: Settings) -> Iterator[Here | OnRay]:
         return
     from sim.on_ray import running
 
-    with running(study.address):
+    with running(study.address, {}):
         yield OnRay(study, settings)
 
 

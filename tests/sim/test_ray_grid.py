@@ -95,7 +95,7 @@ def test_there_are_as_many_workers_as_there_is_room_for_and_no_more_than_clients
 def test_a_cluster_that_is_not_there_is_one_line(address: str) -> None:
     with (
         pytest.raises(FedimprError, match=f"^starting Ray: there is no Ray cluster .value '{address}'.. Start a cluster"),
-        running(address),
+        running(address, {}),
     ):
         pass
 
@@ -310,6 +310,25 @@ def test_an_interrupted_run_takes_everything_along(tmp_path: Path, number: signa
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "interrupted"
 
 
+OWN = """
+import os
+from sim.environment import quiet
+quiet()
+import ray
+from sim.on_ray import running
+os.environ["CHANGED"] = "before"
+with running(None, {"CHANGED": "for workers", "NEW": "for workers"}) as left:
+    inside = ray.get(ray.remote(lambda: [os.environ.get(name) for name in ("CHANGED", "NEW")]).remote())
+print(dict(left), inside, [os.environ.get(name) for name in ("CHANGED", "NEW")])
+"""
+
+
+@pytest.mark.ray
+def test_workers_of_a_ray_of_our_own_inherit_their_variables_and_this_process_keeps_its_own() -> None:
+    ended = subprocess.run([sys.executable, "-c", OWN], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ended.stdout.splitlines() == ["{} ['for workers', 'for workers'] ['before', None]"], ended.stderr[-2000:]
+
+
 NODES = """
 import time
 from ray.cluster_utils import Cluster
@@ -319,7 +338,7 @@ from sim.on_ray import running, variables
 from tests.sim.test_ray_grid import ask, both_up, grid
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 leaving = cluster.add_node(num_cpus=1)
-with running(cluster.address), grid(clients=6) as target:
+with running(cluster.address, {}), grid(clients=6) as target:
     assert len(both_up(target)) == 2
     target.send_and_receive(ask(target, "query.pid"))
     ids = target.push_messages(ask(target, "query.sleep", seconds=2.0))
