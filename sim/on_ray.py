@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Literal
 
 # What Ray's daemons say of lost workers and nodes is long, and comes to the screen whatever is asked of them; sim/pool.py says it in one
@@ -160,7 +161,7 @@ def running(address: str | None, wanted: Mapping[str, str]) -> Iterator[Mapping[
             if address is not None:  # Ray itself would try for minutes
                 host, _, port = address.removeprefix("ray://").rpartition(":")
                 socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
-            with _handler_kept(), _set({} if address else wanted):
+            with _signals_kept(), _set({} if address else wanted):
                 ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else own))
         except OSError as error:
             remedy = "Start a cluster with `ray start --head`, or let Ray start on this machine with runtime.address=null."
@@ -187,15 +188,29 @@ def _set(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _handler_kept() -> Iterator[None]:
-    """Ray takes SIGTERM for itself; whoever handled it before does so again after the block, and is told what came inside."""
-    before = signal.getsignal(signal.SIGTERM)
+def _signals_kept() -> Iterator[None]:
+    """SIGINT and SIGTERM for whoever handled them before the block, once it is over: those that arrive while Ray starts may get lost in it,
+    and Ray takes SIGTERM for itself. Who sends a second one does not wait.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if len(came) > 1:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     except SystemExit as stop:
-        if stop.code == signal.SIGTERM and callable(before):
-            before(signal.SIGTERM, None)
-        raise
+        if stop.code != signal.SIGTERM:  # that one was raised by Ray's handler
+            raise
+        came.append(signal.SIGTERM)
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])

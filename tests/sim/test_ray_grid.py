@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedimpr.errors import ConfigError, FedimprError, UpdateError
 from sim import server_app
+from sim.__main__ import Terminated, stop
 from sim.config import Settings, call, composed
 from sim.local import run_local
 from sim.on_ray import Runtime, room, run_on_ray, running, variables
@@ -98,6 +100,26 @@ def test_a_cluster_that_is_not_there_is_one_line(address: str) -> None:
         running(address, {}),
     ):
         pass
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_signal_that_ray_loses_while_it_starts_comes_after_it(
+    number: signal.Signals, raised: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(*words: object, **options: object) -> None:
+        with suppress(BaseException):
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises(raised), running(None, {}):
+            raise AssertionError("the run went on")
+        assert signal.getsignal(signal.SIGTERM) is stop and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # --- with Ray -----------------------------------------------------------------------------------------------------------------------------
