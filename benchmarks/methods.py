@@ -200,8 +200,11 @@ def table(pair: Pair, rows: list[dict], tiny: bool) -> str:
     columns = ["method", "accuracy, % (sd)", "each seed", "published", "label fidelity", "confidence", "effective number", "coverage"]
     columns += ["Fréchet", "mining s", "ms an image", "passes an image", "distilling s"]
     text = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    teachers = {row["seed"]: 100 * row["teacher"] for row in rows}
-    text.append(f"| teacher | {spread(list(teachers.values()))} | {listed(teachers)} |" + " |" * (len(columns) - 3))
+    for kind, title in (("teacher", "teacher"), ("plain", "teacher without batch norm")):
+        if teachers := {
+            row["seed"]: 100 * row["teacher"] for row in rows if row["method"] in pair.runs and pair.taught(row["method"]) == kind
+        }:
+            text.append(f"| {title} | {spread(list(teachers.values()))} | {listed(teachers)} |" + " |" * (len(columns) - 3))
     for name in pair.runs:
         every = sorted((row for row in rows if row["method"] == name), key=lambda row: row["seed"])
         mine = [row for row in every if current(row, pair, tiny)] or every
