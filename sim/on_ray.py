@@ -147,7 +147,7 @@ def running(address: str | None, wanted: Mapping[str, str]) -> Iterator[Mapping[
 
     Yields:
         Those that each worker has yet to be given. A Ray of our own starts with them, and all its processes inherit them: for a worker that
-        wants others, Ray waits until the process is up that prepares environments, then starts one anew, two seconds or three.
+        wants others, Ray waits until the process is up that prepares environments, then starts one anew, a second or two.
 
     Raises:
         FedimprError: the cluster cannot be reached.
