@@ -199,16 +199,16 @@ def _signals_kept() -> Iterator[None]:
 
     def note(number: int, frame: FrameType | None) -> None:
         came.append(number)
-        if len(came) > 1:
-            raise KeyboardInterrupt
+        if len(came) > 1 and callable(handler := before[signal.Signals(number)]):
+            handler(number, frame)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     except SystemExit as stop:
-        if stop.code != signal.SIGTERM:  # that one was raised by Ray's handler
-            raise
-        came.append(signal.SIGTERM)
+        if stop.code == signal.SIGTERM and callable(before[signal.SIGTERM]):  # it came to Ray's handler
+            came.append(signal.SIGTERM)
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

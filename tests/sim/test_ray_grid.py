@@ -11,7 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -102,24 +102,40 @@ def test_a_cluster_that_is_not_there_is_one_line(address: str) -> None:
         pass
 
 
-@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
-def test_a_signal_that_ray_loses_while_it_starts_comes_after_it(
-    number: signal.Signals, raised: type[BaseException], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def init(*words: object, **options: object) -> None:
-        with suppress(BaseException):
-            signal.raise_signal(number)
-
+@pytest.fixture
+def handled(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """No Ray runs here, and SIGTERM is handled as by the command."""
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     before = signal.signal(signal.SIGTERM, stop)
-    try:
-        with pytest.raises(raised), running(None, {}):
-            raise AssertionError("the run went on")
-        assert signal.getsignal(signal.SIGTERM) is stop and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    yield monkeypatch
+    assert signal.signal(signal.SIGTERM, before) is stop and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_signal_that_ray_loses_while_it_starts_comes_after_it_and_a_second_one_at_once(
+    handled: pytest.MonkeyPatch, number: signal.Signals, raised: type[BaseException], times: int
+) -> None:
+    def init(*words: object, **options: object) -> None:
+        with suppress(BaseException) if times == 1 else nullcontext():
+            for _ in range(times):
+                signal.raise_signal(number)
+        assert times == 1, "the second one waits"
+
+    handled.setattr(ray, "init", init)
+    with pytest.raises(raised), running(None, {}):
+        raise AssertionError("the run went on")
+
+
+def test_sigterm_that_came_to_rays_own_handler_goes_to_ours(handled: pytest.MonkeyPatch) -> None:
+    def init(*words: object, **options: object) -> None:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as Ray does
+        signal.raise_signal(signal.SIGTERM)
+
+    handled.setattr(ray, "init", init)
+    with pytest.raises(Terminated), running(None, {}):
+        raise AssertionError("the run went on")
 
 
 # --- with Ray -----------------------------------------------------------------------------------------------------------------------------
@@ -333,10 +349,7 @@ def test_an_interrupted_run_takes_everything_along(tmp_path: Path, number: signa
 
 
 OWN = """
-import os
-from sim.environment import quiet
-quiet()
-import ray
+import os, ray
 from sim.on_ray import running
 os.environ["CHANGED"] = "before"
 with running(None, {"CHANGED": "for workers", "NEW": "for workers"}) as left:
