@@ -1,0 +1,135 @@
+"""The runner on Ray without its grid: settings, room for workers, how Ray starts."""
+
+from __future__ import annotations
+
+import math
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+import pytest
+import ray
+
+from fedimpr.errors import ConfigError, FedimprError
+from sim.__main__ import Terminated, stop
+from sim.config import call, composed
+from sim.on_ray import Runtime, room, run_on_ray, running, variables
+from tests.sim.tiny import tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+AS_SHIPPED = composed(["runtime=ray"]).runtime
+
+
+def runtime(**changes: object) -> Runtime:
+    """``configs/runtime/ray.yaml`` with changes."""
+    return call(Runtime, {**AS_SHIPPED, **changes}, "runtime")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("threads", 0, "an integer >= 1"),
+        ("workers", 0, "null or an integer >= 1"),
+        ("workers", 1.5, "an integer or null"),
+        ("cpus_per_worker", 0, "a number > 0"),
+        ("gpus_per_worker", -0.5, r"a number in \[0, 1\], or a whole number"),
+        ("gpus_per_worker", 1.5, r"a number in \[0, 1\], or a whole number"),
+        ("turn_seconds", 0, "a number > 0"),
+        ("turn_seconds", math.nan, "a number > 0"),
+        ("address", "somewhere", "null, host:port or ray://host:port"),
+        ("address", "auto", "null, host:port"),
+        ("adress", "head:6379", "did you mean address?"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_before_ray_starts(key: str, value: object, allowed: str) -> None:
+    with pytest.raises(ConfigError, match=f"'runtime.{key}' is .*; allowed: .*{allowed}"):
+        runtime(**{key: value})
+
+
+def test_a_gpu_for_the_clients_has_to_be_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'runtime.gpus_per_worker' is 0.0; allowed: a number > 0 where device=cuda"):
+        run_on_ray(tiny(tmp_path, "runtime=ray", "device=cuda", methods=["di"]))
+    assert variables(runtime())["CUDA_VISIBLE_DEVICES"] == "" and "CUDA_VISIBLE_DEVICES" not in variables(runtime(gpus_per_worker=0.5))
+
+
+def test_there_are_as_many_workers_as_there_is_room_for_and_no_more_than_clients() -> None:
+    machine = {"CPU": 8.0, "GPU": 2.0}
+    assert room(runtime(), machine, 100) == 8
+    assert room(runtime(), machine, 5) == 5
+    assert room(runtime(workers=3), machine, 100) == 3
+    assert room(runtime(cpus_per_worker=0.1), {"CPU": 0.3}, 100) == 3
+    # Of 0.3 of a GPU three fit on one GPU, so six on two; of 0.6, one on each.
+    assert room(runtime(gpus_per_worker=0.3), machine, 100) == 6
+    assert room(runtime(gpus_per_worker=0.6), machine, 100) == 2
+    assert room(runtime(gpus_per_worker=2), machine, 100) == 1
+    for changes, key in (
+        ({"workers": 9}, "workers"),
+        ({"cpus_per_worker": 9}, "cpus_per_worker"),
+        ({"gpus_per_worker": 3}, "gpus_per_worker"),
+    ):
+        with pytest.raises(ConfigError, match=rf"'runtime\.{key}'.*the cluster has 8 CPUs and 2 GPUs"):
+            room(runtime(**changes), machine, 100)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_a_cluster_that_is_not_there_is_one_line(address: str) -> None:
+    with (
+        pytest.raises(FedimprError, match=f"^starting Ray: there is no Ray cluster .value '{address}'.. Start a cluster"),
+        running(address, {}),
+    ):
+        pass
+
+
+@pytest.fixture
+def handled(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """No Ray runs here, and SIGTERM is handled as by the command."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    before = signal.signal(signal.SIGTERM, stop)
+    yield monkeypatch
+    assert signal.signal(signal.SIGTERM, before) is stop and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_signal_that_ray_loses_while_it_starts_comes_after_it_and_a_second_one_at_once(
+    handled: pytest.MonkeyPatch, number: signal.Signals, raised: type[BaseException], times: int
+) -> None:
+    def init(*words: object, **options: object) -> None:
+        with suppress(BaseException) if times == 1 else nullcontext():
+            for _ in range(times):
+                signal.raise_signal(number)
+        assert times == 1, "the second one waits"
+
+    handled.setattr(ray, "init", init)
+    with pytest.raises(raised), running(None, {}):
+        raise AssertionError("the run went on")
+
+
+def test_sigterm_that_came_to_rays_own_handler_goes_to_ours(handled: pytest.MonkeyPatch) -> None:
+    def init(*words: object, **options: object) -> None:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as Ray does
+        signal.raise_signal(signal.SIGTERM)
+
+    handled.setattr(ray, "init", init)
+    with pytest.raises(Terminated), running(None, {}):
+        raise AssertionError("the run went on")
+
+
+OWN = """
+import os, ray
+from sim.on_ray import running
+os.environ["CHANGED"] = "before"
+with running(None, {"CHANGED": "for workers", "NEW": "for workers"}) as left:
+    inside = ray.get(ray.remote(lambda: [os.environ.get(name) for name in ("CHANGED", "NEW")]).remote())
+print(dict(left), inside, [os.environ.get(name) for name in ("CHANGED", "NEW")])
+"""
+
+
+@pytest.mark.ray
+def test_workers_of_a_ray_of_our_own_inherit_their_variables_and_this_process_keeps_its_own() -> None:
+    ended = subprocess.run([sys.executable, "-c", OWN], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ended.stdout.splitlines() == ["{} ['for workers', 'for workers'] ['before', None]"], ended.stderr[-2000:]
