@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import NoReturn
 
 from sim.environment import quiet
@@ -22,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 from fedimpr.errors import FedimprError  # noqa: E402
 from sim.config import CONFIGS, from_tree, placed  # noqa: E402
 from sim.runs import run  # noqa: E402
+from sim.signals import exit_status, listening  # noqa: E402
 
 failures: list[str] = []
 
@@ -50,27 +49,18 @@ def main() -> None:
 def guarded(command: Callable[[], None], config: str) -> NoReturn:
     """Run the Hydra main of a primary configuration; every expected failure is one line and exit status 1, an interruption 130 or 143."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through to here instead of printing them in four lines
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        command()
-    except (HydraException, OmegaConfBaseException) as error:
-        from sim.config import in_one_line
+    with listening():
+        try:
+            command()
+        except BaseException as error:
+            if status := exit_status():
+                sys.exit(status)
+            if isinstance(error, HydraException | OmegaConfBaseException):
+                from sim.config import in_one_line
 
-        sys.exit(f"error: {in_one_line(error, sys.argv[1:], config)}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Terminated:
-        sys.exit(143)
-    sys.exit(1 if failures else 0)
-
-
-class Terminated(BaseException):
-    """SIGTERM came; like KeyboardInterrupt, nothing that handles errors must swallow it."""
-
-
-def stop(number: int, frame: FrameType | None) -> None:
-    """Handles SIGTERM."""
-    raise Terminated(f"signal {signal.Signals(number).name}")
+                sys.exit(f"error: {in_one_line(error, sys.argv[1:], config)}")
+            raise
+        sys.exit((exit_status() or 1) if failures else 0)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,9 @@ from typing import IO
 from fedimpr.errors import ConfigError, FedimprError
 from sim.config import Settings, quoted
 from sim.environment import QUIET
-from sim.processes import Family, orphans_adopted, signals_raise, signals_wait
+from sim.processes import Family, orphans_adopted
 from sim.report import conclude
+from sim.signals import signals_raise, signals_wait
 from sim.tracking import tracking_uri
 
 PROJECT = Path(__file__).resolve().parents[1]  # a checkout, or the site-packages folder that a wheel was installed into

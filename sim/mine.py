@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fedimpr.errors import ConfigError, FedimprError
 from sim.__main__ import failed, guarded
 from sim.config import CONFIGS, call
+from sim.signals import interrupted
 
 if TYPE_CHECKING:  # they import PyTorch, which takes seconds: --help must not wait for it
     from fedimpr.impressions import Impressions
@@ -103,7 +104,7 @@ def run(settings: Settings) -> None:
         with Progress(unit="images") as bar:
             made, seconds = mine(task, folder, workers=settings.workers, progress=bar)
     except BaseException as error:
-        if not isinstance(error, Exception):
+        if interrupted(error):
             print(f"interrupted: finished parts are in {folder}; the same command goes on from there", file=sys.stderr)
         raise
     measures = _products(task, made, seconds, folder)

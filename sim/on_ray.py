@@ -6,13 +6,10 @@ import logging
 import math
 import os
 import re
-import signal
 import socket
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Literal
 
 # What Ray's daemons say of lost workers and nodes is long, and comes to the screen whatever is asked of them; sim/pool.py says it in one
@@ -26,8 +23,8 @@ from fedimpr.errors import ConfigError, FedimprError  # noqa: E402
 from sim.config import Settings, call  # noqa: E402
 from sim.environment import QUIET  # noqa: E402
 from sim.grid import RUN_ID, SERVER_NODE  # noqa: E402
-from sim.processes import signals_wait  # noqa: E402
 from sim.ray_grid import PROJECT, RayGrid  # noqa: E402
+from sim.signals import signals_kept, signals_wait  # noqa: E402
 
 INLINE_BYTES = 500_000  # replies up to this size come with the message; LeNet-5 then takes half as long as through the object store
 REACH_SECONDS = 5.0  # for a cluster's head to answer
@@ -161,7 +158,7 @@ def running(address: str | None, wanted: Mapping[str, str]) -> Iterator[Mapping[
             if address is not None:  # Ray itself would try for minutes
                 host, _, port = address.removeprefix("ray://").rpartition(":")
                 socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
-            with _signals_kept(), _set({} if address else wanted):
+            with signals_kept(), _set({} if address else wanted):
                 ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else own))
         except OSError as error:
             remedy = "Start a cluster with `ray start --head`, or let Ray start on this machine with runtime.address=null."
@@ -185,32 +182,3 @@ def _set(variables: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-@contextmanager
-def _signals_kept() -> Iterator[None]:
-    """SIGINT and SIGTERM for whoever handled them before the block, once it is over: those that arrive while Ray starts may get lost in it,
-    and Ray takes SIGTERM for itself. Who sends a second one does not wait.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        if len(came) > 1 and callable(handler := before[signal.Signals(number)]):
-            handler(number, frame)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except SystemExit as stop:
-        if stop.code == signal.SIGTERM and callable(before[signal.SIGTERM]):  # it came to Ray's handler
-            came.append(signal.SIGTERM)
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if came:
-            signal.raise_signal(came[0])

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from sim.signals import heed
 from sim.stages import Rounds, Stage, Work, duration, speed
 from sim.view import View
 
@@ -72,7 +73,8 @@ class Progress:
             self.work.rounds = Rounds(known.begun, now, round, rounds, known.over + 1)
 
     def __call__(self, stage: str, done: int, total: int, **info: object) -> None:
-        """``done`` of ``total`` steps of ``stage`` are finished; a stage that begins anew is counted anew."""
+        """``done`` of ``total`` steps of ``stage`` are finished; a stage that begins anew is counted anew. Raises for a lost signal."""
+        heed()
         now = time.monotonic()
         passed, self._last = now - self._last, now
         state = self.work.stages.get(stage)

@@ -30,6 +30,7 @@ from sim.curves import write_curves
 from sim.federation import build_model, course_of, dataset_of, device_of, partition_of, rounds_of
 from sim.progress import Progress
 from sim.results import MEASURED, NEIGHBOURS, Row, RunFolder, Sheet, Status, peak_memory_mb, read_metrics, read_rows, replace_file
+from sim.signals import interrupted
 from sim.stages import is_point
 from sim.tables import results
 from sim.tracking import Run, Tracking
@@ -88,7 +89,7 @@ class Recorder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.bar.__exit__(kind, error, trace)
-        status: Status = "finished" if error is None else "failed" if isinstance(error, Exception) else "interrupted"
+        status: Status = "finished" if error is None else "interrupted" if interrupted(error) else "failed"
         try:
             self._conclude(status, error)
         except (FedimprError, OSError) as second:  # of a full disk, say, which is what ended the run: its error must not be lost

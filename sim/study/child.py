@@ -37,22 +37,22 @@ def play(overrides: Sequence[str], log: Path, variables: Mapping[str, str]) -> N
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from sim.__main__ import Terminated, stop
     from sim.config import composed, in_one_line, placed
     from sim.runs import run
+    from sim.signals import exit_status, listening
 
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        run(placed(composed(overrides)), overrides)
-    except FedimprError as error:
-        _end(f"error: {' '.join(str(error).split())}", 1)
-    except (HydraException, OmegaConfBaseException) as error:
-        _end(f"error: {in_one_line(error, overrides, 'config')}", 1)
-    except (KeyboardInterrupt, Terminated):
-        _end("stopped", 143)
-    except BaseException as error:
-        traceback.print_exc()
-        _end(f"error: {type(error).__name__}: {' '.join(str(error).split())}", 1)
+    with listening():
+        try:
+            run(placed(composed(overrides)), overrides)
+        except BaseException as error:
+            if exit_status():
+                _end("stopped", 143)
+            if isinstance(error, FedimprError):
+                _end(f"error: {' '.join(str(error).split())}", 1)
+            if isinstance(error, HydraException | OmegaConfBaseException):
+                _end(f"error: {in_one_line(error, overrides, 'config')}", 1)
+            traceback.print_exc()
+            _end(f"error: {type(error).__name__}: {' '.join(str(error).split())}", 1)
     _end("", 0)
 
 

@@ -14,9 +14,9 @@ import pytest
 import ray
 
 from fedimpr.errors import ConfigError, FedimprError
-from sim.__main__ import Terminated, stop
 from sim.config import call, composed
 from sim.on_ray import Runtime, room, run_on_ray, running, variables
+from sim.signals import Terminated, listening
 from tests.sim.tiny import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,12 +85,14 @@ def test_a_cluster_that_is_not_there_is_one_line(address: str) -> None:
 
 @pytest.fixture
 def handled(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """No Ray runs here, and SIGTERM is handled as by the command."""
+    """No Ray runs here, and signals are handled as by the command."""
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    before = signal.signal(signal.SIGTERM, stop)
-    yield monkeypatch
-    assert signal.signal(signal.SIGTERM, before) is stop and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    with listening():
+        before = [signal.getsignal(number) for number in numbers]
+        yield monkeypatch
+        assert [signal.getsignal(number) for number in numbers] == before
 
 
 @pytest.mark.parametrize("times", [1, 2])
