@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
     [
         "clients.py",
         "ensemble.py",
+        "first_round.py",
         "memory.py",
         "methods.py mnist --methods di cmi dfq",
         "runners.py",
