@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -30,10 +30,11 @@ Look = Callable[[nn.Module, Tensor], tuple[Tensor, ...]]
 
 
 class Ensemble(nn.Module):
-    """A teacher whose logits are the weighted mean of its members' logits.
+    """A teacher whose logits are the weighted mean of its members' logits, or the logarithm of the weighted mean of their probabilities.
 
-    The mean of logits over members is itself a linear final layer: over the concatenated features of all members, with the members'
-    final layers, scaled by their weights, side by side. :func:`class_vectors` uses this.
+    Of probabilities each member has one vote an image, however large its logits, which grow far from the data that it knows; a mean of
+    logits is what the papers on distillation take, and is itself a linear final layer: over the concatenated features of all members, with
+    the members' final layers, scaled by their weights, side by side. :func:`class_vectors` uses this.
 
     Args:
         members: M modules that map images (N, C, H, W) in [0, 1] to logits (N, K). They become the ensemble's own: eval mode, no gradients.
@@ -41,15 +42,25 @@ class Ensemble(nn.Module):
             for is weighted uniformly.
         batched: compute equal architectures as one batched call. ``None`` decides by what ``benchmarks/ensemble.py`` measures: batched
             on an accelerator, and on a CPU where a batch has few pixels, so that calls cost more than arithmetic.
+        mean: what it is the mean of.
 
     Raises:
-        TeacherError: no members, weights of a wrong shape or negative, or ``batched=True`` with unlike architectures.
+        TeacherError: no members, an unknown mean, weights of a wrong shape or negative, or ``batched=True`` with unlike architectures.
     """
 
     weights: Tensor  # (M, K) or (M, 1), columns sum to one
 
-    def __init__(self, members: Sequence[nn.Module], weights: Tensor | None = None, *, batched: bool | None = None) -> None:
+    def __init__(
+        self,
+        members: Sequence[nn.Module],
+        weights: Tensor | None = None,
+        *,
+        batched: bool | None = None,
+        mean: Literal["logits", "probabilities"] = "logits",
+    ) -> None:
         super().__init__()
+        if mean not in ("logits", "probabilities"):
+            raise TeacherError("an ensemble is a mean of logits or of probabilities", value=mean)
         if not members:
             raise TeacherError("an ensemble needs at least one member", value=0)
         self.members = nn.ModuleList(members).eval().requires_grad_(False)
@@ -61,7 +72,7 @@ class Ensemble(nn.Module):
         self.alike = len({_shape(member) for member in members}) == 1
         if batched and not self.alike:
             raise TeacherError("members of unlike architecture cannot be batched", remedy="Pass batched=None.")
-        self.batched = batched
+        self.batched, self.mean = batched, mean
         self._stacked: tuple[dict[str, Tensor], dict[str, Tensor], nn.Module] | None = None
 
     def __len__(self) -> int:
@@ -85,15 +96,24 @@ class Ensemble(nn.Module):
 
         if self._runs_batched(images):
             logits, taken, seen = self._each(look, images)
-            return Observation((self.weights[:, None] * logits).sum(0), taken.transpose(0, 1).flatten(1), seen.transpose(0, 1).flatten(1))
+            total = (self.weights[:, None] * self._votes(logits)).sum(0)
+            return Observation(self._met(total), taken.transpose(0, 1).flatten(1), seen.transpose(0, 1).flatten(1))
         # One running sum instead of a stack of M: the members' logits need not be alive together.
         logits, parts, features_of = images.new_zeros(()), [], []
         for weight, member in zip(self.weights, self.members, strict=True):
             z, s, f = self._one(look, member, images)
-            logits = logits + weight * z
+            logits = logits + weight * self._votes(z)
             parts.append(s)
             features_of.append(f)
-        return Observation(logits, torch.cat(parts, 1), torch.cat(features_of, 1))
+        return Observation(self._met(logits), torch.cat(parts, 1), torch.cat(features_of, 1))
+
+    def _votes(self, logits: Tensor) -> Tensor:
+        """What is added up."""
+        return logits.softmax(-1) if self.mean == "probabilities" else logits
+
+    def _met(self, total: Tensor) -> Tensor:
+        """Logits of the sum."""
+        return total.clamp_min(torch.finfo(total.dtype).tiny).log() if self.mean == "probabilities" else total
 
     def _runs_batched(self, images: Tensor) -> bool:
         if not self.alike or len(self) == 1 or self.batched is not None:
@@ -139,7 +159,7 @@ class Ensemble(nn.Module):
             if not isinstance(member, Classifier):
                 raise FedimprError(f"member {index} is no fedimpr Classifier", stage="saving the ensemble", remedy="Use Ensemble.export.")
             specs.append(member.spec)
-        metadata = {"format": "pt", "kind": "fedimpr.ensemble", "members": json.dumps(specs)}
+        metadata = {"format": "pt", "kind": "fedimpr.ensemble", "members": json.dumps(specs), "mean": self.mean}
         try:
             write(path, self.state_dict(), metadata)
         except OSError as error:
@@ -155,9 +175,10 @@ class Ensemble(nn.Module):
         """
         try:
             with safe_open(str(path), framework="pt") as file:
-                specs = json.loads((file.metadata() or {})["members"])
+                noted = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
-            ensemble = cls([rebuild(spec) for spec in specs], tensors["weights"])
+            members, mean = [rebuild(spec) for spec in json.loads(noted["members"])], noted.get("mean", "logits")
+            ensemble = cls(members, tensors["weights"], mean=mean)
             ensemble.load_state_dict(tensors)
         except Exception as error:
             raise FedimprError(f"{path} is no ensemble file: {error}", stage="loading the ensemble") from error
@@ -200,6 +221,8 @@ def class_vectors(teacher: nn.Module) -> Tensor:
         TeacherError: the teacher has no final linear layer.
     """
     if isinstance(teacher, Ensemble):
+        if teacher.mean != "logits":
+            raise TeacherError("a mean of probabilities has no final linear layer", remedy="Take the ensemble of logits.")
         pairs = zip(teacher.weights, teacher.members, strict=True)
         return torch.cat([weight[:, None] * final_layer(member).weight.detach() for weight, member in pairs], 1)
     return final_layer(teacher).weight.detach()

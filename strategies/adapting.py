@@ -195,10 +195,16 @@ class Adapting(Strategy):
         fed.watch.sources(round, [update.partition for update in self.sources], models, self.weights)
         fed.watch.candidate(round, "uniform ensemble", Ensemble(models).to(fed.device), Cost(0.0))
         fed.watch.candidate(round, "ensemble by usefulness", Ensemble(models, self.weights).to(fed.device), Cost(0.0))
+        moved = list[nn.Module]()
         if reference:
             seen = average(received.updates)
             moved = [self._model({**update.weights, **under(seen, f"{place}/")}) for place, update in enumerate(self.sources)]
             fed.watch.candidate(round, "ensemble with target batch norm", Ensemble(moved).to(fed.device), Cost(0.0))
+        alike = Ensemble(models, mean="probabilities").to(fed.device)
+        fed.watch.candidate(round, "uniform ensemble of probabilities", alike, Cost(0.0))
+        voices = self.weights.repeat(2) if moved else self.weights  # as they are, and as the targets' statistics have them
+        both = Ensemble([*models, *moved], voices, mean="probabilities").to(fed.device)
+        fed.watch.candidate(round, "ensemble of probabilities by usefulness", both, Cost(0.0))
         start = self._start()
         fed.watch.candidate(round, "start of the adaptation", self._model(start), Cost(0.0))
         useful = self._useful()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -29,6 +32,33 @@ def test_logits_are_the_weighted_mean_of_the_members() -> None:
     assert Ensemble([one, two], torch.tensor([3, 1]))(x).tolist() == [[1.5, 2.0]]  # (3 * 1 + 3) / 4, (3 * 1 + 5) / 4
     counts = torch.tensor([[0, 0], [10, 0]])  # class 0 is known to member two alone, class 1 to nobody: uniform
     assert Ensemble([one, two], counts)(x).tolist() == [[3.0, 3.0]]
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_mean_of_probabilities_gives_each_member_one_vote_however_large_its_logits(batched: bool) -> None:
+    one, two, three = Linear([[0.0, 0.0], [0.0, math.log(3)]]), Linear([[0.0, 0.0], [0.0, math.log(3)]]), Linear([[0.0, 900.0], [0.0, 0.0]])
+    x = torch.tensor([[1.0, 1.0]]).view(1, 1, 1, 2)  # probabilities (1/4, 3/4) twice, and (1, 0)
+    probabilities = Ensemble([one, two, three], batched=batched, mean="probabilities")(x).softmax(1)
+    torch.testing.assert_close(probabilities, torch.tensor([[1 / 2, 1 / 2]]))  # (1/4 + 1/4 + 1) / 3
+    weighted = Ensemble([one, two, three], torch.tensor([2, 1, 1]), batched=batched, mean="probabilities")(x).softmax(1)
+    torch.testing.assert_close(weighted, torch.tensor([[7 / 16, 9 / 16]]))  # (2/4 + 1/4 + 1) / 4
+    assert Ensemble([one, two, three], batched=batched)(x).argmax(1).item() == 0  # of logits the third decides alone
+    sure = Ensemble([three, three], batched=batched, mean="probabilities")(x)
+    assert bool(sure.isfinite().all()) and sure.argmax(1).item() == 0
+
+
+def test_an_ensemble_keeps_what_it_is_the_mean_of(tmp_path: Path) -> None:
+    ensemble = Ensemble([small_model(seed) for seed in range(2)], mean="probabilities")
+    ensemble.save(tmp_path / "e.safetensors")
+    again = Ensemble.load(tmp_path / "e.safetensors")
+    assert again.mean == "probabilities" and torch.equal(again(images()), ensemble(images()))
+
+
+def test_what_has_no_final_layer_or_no_meaning_is_refused() -> None:
+    with pytest.raises(TeacherError, match="mean of probabilities has no final linear layer"):
+        class_vectors(Ensemble([small_model(0), small_model(1)], mean="probabilities"))
+    with pytest.raises(TeacherError, match="of logits or of probabilities.*votes"):
+        Ensemble([small_model(0)], mean="votes")  # type: ignore[arg-type]
 
 
 def test_the_final_layer_of_an_ensemble_lies_over_the_concatenated_features() -> None:

@@ -17,6 +17,7 @@ from sim.config import composed, construct
 from sim.federation import check, dataset_of, shard_of
 from sim.local import run_local
 from sim.results import read_metrics
+from sim.weights import weights_hash
 from strategies.records import Instruction
 from tests.sim.adapting_tiny import WAYS, adapting, adapting_overrides
 from tests.sim.power import Stopped, stopping
@@ -47,6 +48,7 @@ def test_a_table_has_every_row(straight: Path) -> None:
     adapted = {f"adapted by {way}{' with DI' if way in needing else ''}" for way in WAYS}
     beside = {"best single source (by the test set)", "mean single source", "uniform ensemble", "ensemble by usefulness"}
     beside |= {"ensemble with target batch norm", "start of the adaptation", "FedAvg of the sources"}
+    beside |= {"uniform ensemble of probabilities", "ensemble of probabilities by usefulness"}
     assert table(straight).keys() == adapted | beside
     rows = table(straight)
     single = [line["test_accuracy"] for line in lines(straight, "source")]
@@ -194,6 +196,18 @@ def test_odd_clients_are_adapted_as_well(fault: tuple[str, ...], tmp_path: Path)
 def test_models_without_batch_norm_have_no_row_for_it(tmp_path: Path) -> None:
     run_local(adapting(tmp_path, "model.options.batch_norm=false", ways=("kd3a", "self_training")))
     assert "ensemble with target batch norm" not in table(tmp_path) and "adapted by kd3a" in table(tmp_path)
+    voices = Ensemble.load(tmp_path / "ensemble-of-probabilities-by-usefulness.safetensors")
+    assert len(voices) == 2  # the sources, once
+
+
+def test_the_ensemble_of_probabilities_has_each_source_as_it_is_and_with_the_targets_statistics(straight: Path) -> None:
+    useful, moved, both = (
+        Ensemble.load(straight / f"{name}.safetensors")
+        for name in ("ensemble-by-usefulness", "ensemble-with-target-batch-norm", "ensemble-of-probabilities-by-usefulness")
+    )
+    assert both.mean == "probabilities" and torch.equal(both.weights, useful.weights.repeat(2, 1) / 2)
+    for member, source in zip(both.members, [*useful.members, *moved.members], strict=True):
+        assert weights_hash(member.state_dict()) == weights_hash(source.state_dict())
 
 
 # Settings that ship
