@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import os
 import re
 import socket
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +22,7 @@ import ray  # noqa: E402
 from flwr.app import Context, RecordDict, UserConfig  # noqa: E402
 
 from fedimpr.errors import ConfigError, FedimprError  # noqa: E402
+from sim._ray import without_spare_processes  # noqa: E402
 from sim.config import Settings, call  # noqa: E402
 from sim.environment import QUIET  # noqa: E402
 from sim.grid import RUN_ID, SERVER_NODE  # noqa: E402
@@ -158,7 +161,11 @@ def running(address: str | None, wanted: Mapping[str, str]) -> Iterator[Mapping[
             if address is not None:  # Ray itself would try for minutes
                 host, _, port = address.removeprefix("ray://").rpartition(":")
                 socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
-            with signals_kept(), _set({} if address else wanted):
+            with signals_kept(), ExitStack() as stack:
+                if address is None:
+                    _import_meanwhile("sim.server_app")
+                    stack.enter_context(_set(wanted))
+                    stack.enter_context(without_spare_processes())
                 ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else own))
         except OSError as error:
             remedy = "Start a cluster with `ray start --head`, or let Ray start on this machine with runtime.address=null."
@@ -167,6 +174,20 @@ def running(address: str | None, wanted: Mapping[str, str]) -> Iterator[Mapping[
     finally:
         with signals_wait():
             ray.shutdown()
+
+
+def _import_meanwhile(module: str) -> None:
+    """Import a module in a thread: Ray waits for its daemons, and the server for PyTorch, a second or two each. Who imports it in earnest
+    waits for the end of it, and is told what fails.
+
+    The environment may be the workers' meanwhile. PyTorch asks for GPUs when it first uses one, and its threads are a setting of the run.
+    """
+
+    def bring() -> None:
+        with suppress(Exception):
+            importlib.import_module(module)
+
+    threading.Thread(target=bring).start()
 
 
 @contextmanager

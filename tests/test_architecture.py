@@ -53,6 +53,8 @@ def problems(path: str, text: str) -> list[str]:
             found.append(f"{path} imports torchvision; call fedimpr._torchvision.torchvision()")
         if package == "flwr" and module not in PUBLIC_FLOWER and path != "sim/_flwr.py":
             found.append(f"{path} imports {module}, which is private in Flower; put it into sim/_flwr.py")
+        if module.startswith("ray._") and path != "sim/_ray.py":
+            found.append(f"{path} imports {module}, which is private in Ray; put it into sim/_ray.py")
     for call in calls(tree):
         if room == "fedimpr" and call == "print":
             found.append(f"{path} prints")
@@ -78,6 +80,7 @@ def test_the_walls_stand(path: Path) -> None:
         ("fedimpr/a.py", "torch.manual_seed(1)"),
         ("strategies/a.py", "from hydra import compose"),
         ("sim/a.py", "from flwr.common import log"),
+        ("sim/a.py", "from ray._private.node import Node"),
         ("sim/a.py", "x = 1\n" * 400),
     ],
 )

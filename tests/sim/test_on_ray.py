@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import signal
 import subprocess
@@ -14,8 +15,9 @@ import pytest
 import ray
 
 from fedimpr.errors import ConfigError, FedimprError
+from sim._ray import SUPERFLUOUS, Node, without_spare_processes
 from sim.config import call, composed
-from sim.on_ray import Runtime, room, run_on_ray, running, variables
+from sim.on_ray import Runtime, _import_meanwhile, room, run_on_ray, running, variables
 from sim.signals import Terminated, listening
 from tests.sim.tiny import tiny
 
@@ -122,16 +124,43 @@ def test_sigterm_that_came_to_rays_own_handler_goes_to_ours(handled: pytest.Monk
 
 
 OWN = """
-import os, ray
+import os, pathlib, ray
+from sim import _ray
 from sim.on_ray import running
 os.environ["CHANGED"] = "before"
+starts = [vars(_ray.Node)[name] for name in _ray.SUPERFLUOUS]
 with running(None, {"CHANGED": "for workers", "NEW": "for workers"}) as left:
     inside = ray.get(ray.remote(lambda: [os.environ.get(name) for name in ("CHANGED", "NEW")]).remote())
+    commands = [path.read_text() for child in pathlib.Path("/proc/self/task").glob("*/children") for pid in child.read_text().split()
+                for path in [pathlib.Path("/proc", pid, "cmdline")]]
 print(dict(left), inside, [os.environ.get(name) for name in ("CHANGED", "NEW")])
+print(sorted(pathlib.Path(command.split("\\0")[0]).name for command in commands))
+print(starts == [vars(_ray.Node)[name] for name in _ray.SUPERFLUOUS])
 """
 
 
 @pytest.mark.ray
-def test_workers_of_a_ray_of_our_own_inherit_their_variables_and_this_process_keeps_its_own() -> None:
+def test_a_ray_of_our_own_gives_workers_their_variables_and_starts_no_process_too_many() -> None:
     ended = subprocess.run([sys.executable, "-c", OWN], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert ended.stdout.splitlines() == ["{} ['for workers', 'for workers'] ['before', None]"], ended.stderr[-2000:]
+    variables, processes, restored = ended.stdout.splitlines()
+    assert variables == "{} ['for workers', 'for workers'] ['before', None]", ended.stderr[-2000:]
+    assert processes == "['gcs_server', 'raylet']", "the dashboard, the log monitor and the autoscaler are Pythons"
+    assert restored == "True"
+
+
+def test_a_release_of_ray_without_the_methods_that_start_them_starts_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SUPERFLUOUS:
+        monkeypatch.delattr(Node, name)
+    with without_spare_processes():
+        assert not any(hasattr(Node, name) for name in SUPERFLUOUS)
+
+
+def test_a_module_that_cannot_be_imported_meanwhile_is_told_to_who_imports_it_in_earnest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    (tmp_path / "broken_meanwhile.py").write_text("raise ValueError('broken')")
+    monkeypatch.syspath_prepend(tmp_path)
+    _import_meanwhile("broken_meanwhile")
+    with pytest.raises(ValueError, match="broken"):
+        importlib.import_module("broken_meanwhile")
+    assert not list(recwarn), "an exception of the thread is nobody's warning"
