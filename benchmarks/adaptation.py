@@ -30,7 +30,7 @@ TARGETS = {
     "pacs_adaptation": ("photo", "art_painting", "cartoon", "sketch"),
 }
 BEST, ORACLE = "best single source (by the test set)", "adapted by oracle"
-STEPPED = ("cdan", "coral", "dann", "kd3a", "mmd", "oracle", "self_training", "self_training_alone", "shot")
+STEPPED = ("cdan", "coral", "dann", "kd3a", "label_spreading", "mmd", "oracle", "self_training", "self_training_alone", "shot")
 TINY = [
     *("training.epochs=1", "synthesis=[di]", "synthesis.di.synthesizer.steps=2", "synthesis.di.mining.images=20"),
     *(f"adaptation.{way}.steps=2" for way in STEPPED),

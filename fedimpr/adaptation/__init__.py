@@ -8,10 +8,12 @@ from fedimpr.adaptation.consensus import Consensus, KnowledgeVote, source_weight
 from fedimpr.adaptation.discrepancy import MultiKernelMMD, coral, mmd
 from fedimpr.adaptation.information import information_loss, pseudo_labels
 from fedimpr.adaptation.kd3a import KD3A
+from fedimpr.adaptation.label_spreading import LabelSpreading
 from fedimpr.adaptation.learning import Adaptation, Given, SourceImpressions, TargetStatistics, TargetTraining
 from fedimpr.adaptation.oracle import Oracle
 from fedimpr.adaptation.self_training import SelfTraining
 from fedimpr.adaptation.shot import Shot
+from fedimpr.adaptation.spreading import evened, spread
 from fedimpr.adaptation.usefulness import Survey, survey, usefulness
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "Discriminator",
     "Given",
     "KnowledgeVote",
+    "LabelSpreading",
     "MultiKernelMMD",
     "Oracle",
     "SelfTraining",
@@ -38,6 +41,7 @@ __all__ = [
     "certainty",
     "coral",
     "dann",
+    "evened",
     "information_loss",
     "mmd",
     "multilinear",
@@ -47,6 +51,7 @@ __all__ = [
     "reversal_strength",
     "reverse",
     "source_weights",
+    "spread",
     "statistics_of",
     "survey",
     "unremembered",

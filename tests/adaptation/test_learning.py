@@ -139,7 +139,7 @@ def test_a_target_with_a_few_images_is_adapted_as_well(name: str, count: int) ->
 @EVERY
 def test_a_model_without_batch_norm_is_adapted_as_well(name: str) -> None:
     model, plain = small_model(0, batch_norm=False), everything()
-    plain = replace(plain, sources=[small_model(1, batch_norm=False)], impressions=plain.impressions)
+    plain = replace(plain, sources=[small_model(seed, batch_norm=False) for seed in (1, 2)], impressions=plain.impressions)
     training(name)(model, pixels(), plain, generator())
     assert not same(weights(model), weights(small_model(0, batch_norm=False)))
 

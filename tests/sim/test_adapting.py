@@ -44,7 +44,7 @@ def table(folder: Path) -> dict[str, dict]:
 
 
 def test_a_table_has_every_row(straight: Path) -> None:
-    needing = ("cdan", "coral", "dann", "mmd", "self_training")
+    needing = ("cdan", "coral", "dann", "label_spreading", "mmd", "self_training")
     adapted = {f"adapted by {way}{' with DI' if way in needing else ''}" for way in WAYS}
     beside = {"best single source (by the test set)", "mean single source", "uniform ensemble", "ensemble by usefulness"}
     beside |= {"ensemble with target batch norm", "start of the adaptation", "FedAvg of the sources"}
