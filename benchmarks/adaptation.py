@@ -49,7 +49,8 @@ def main() -> None:
         targets = asked.targets or TARGETS[experiment]
         jobs = [(target, seed) for seed in asked.seeds for target in targets]
         if asked.tiny:
-            print(table([run(experiment, *jobs[0], [*TINY, *asked.more])]))
+            held_out = ["dataset.evaluate=validation"] if asked.validation else []
+            print(table([run(experiment, *jobs[0], [*TINY, *asked.more, *held_out])]))
             continue
         options = ["--targets", *asked.targets] if asked.targets else []
         name, command, rows = played("adaptation", experiment, asked, jobs, ("target", "seed"), run, options=options)

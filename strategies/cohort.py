@@ -19,7 +19,7 @@ from strategies.federation import Federation
 from strategies.records import Answer, answer_from_message
 
 
-def roll_call(grid: Grid, nodes: int, patience: float = 60.0) -> list[int]:
+def roll_call(grid: Grid, nodes: int, patience: float = 60.0, answering: float = 180.0) -> list[int]:
     """Ask every node for its place; return the nodes' ids in the order of places.
 
     Flower numbers nodes at random in each run and registers them while the server already runs, so both the waiting and the asking are
@@ -29,9 +29,10 @@ def roll_call(grid: Grid, nodes: int, patience: float = 60.0) -> list[int]:
         grid: the federation.
         nodes: how many must be there.
         patience: seconds to wait for them.
+        answering: seconds to wait for their answers, the first of which waits for a process that imports PyTorch.
 
     Raises:
-        FedimprError: too few nodes, or their places are not 0 ... nodes - 1.
+        FedimprError: too few nodes, too few answers, or places that are not 0 ... nodes - 1.
     """
     deadline = time.monotonic() + patience
     while len(there := list(grid.get_node_ids())) < nodes:
@@ -42,7 +43,13 @@ def roll_call(grid: Grid, nodes: int, patience: float = 60.0) -> list[int]:
                 remedy="Start one for every clients_per_node of the 'clients'.",
             )
         time.sleep(0.02)
-    replies = grid.send_and_receive([Message(RecordDict(), node, "query") for node in there], timeout=patience)
+    replies = list(grid.send_and_receive([Message(RecordDict(), node, "query") for node in there], timeout=answering))
+    if len(replies) < len(there):
+        raise FedimprError(
+            f"{len(replies)} of {len(there)} nodes have answered within {answering:g} s",
+            stage="roll call",
+            remedy="See whether their machine is busy with other work, or they are stuck.",
+        )
     hosts = {}
     for reply in replies:
         if reply.has_error():

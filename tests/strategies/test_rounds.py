@@ -179,8 +179,8 @@ def test_a_minimum_beyond_the_cohort_is_refused(cohort: int | None, asked: int) 
 class Registry:
     """A grid whose nodes answer the roll call with the given partitions."""
 
-    def __init__(self, partitions: dict[int, int | Error]) -> None:
-        self.partitions = partitions
+    def __init__(self, partitions: dict[int, int | Error | None]) -> None:
+        self.partitions = partitions  # None: there is no answer
 
     def get_node_ids(self) -> list[int]:
         return list(self.partitions)
@@ -188,7 +188,8 @@ class Registry:
     def send_and_receive(self, messages, *, timeout) -> list[Message]:
         replies = []
         for message in messages:
-            answer = self.partitions[message.metadata.dst_node_id]
+            if (answer := self.partitions[message.metadata.dst_node_id]) is None:
+                continue
             _flwr.number(message, "m")
             content = answer if isinstance(answer, Error) else RecordDict({"who": ConfigRecord({"partition-id": answer})})
             replies.append(Message(content, reply_to=message))
@@ -206,6 +207,7 @@ def test_nodes_are_told_apart_by_their_partitions_whatever_their_numbers() -> No
         ({7: 0, 8: 5}, "must have the places 0 to 1, one each"),
         ({7: 0, 8: Error(1, "no partition-id")}, "a client cannot say who it is: no partition-id"),
         ({7: 0}, "1 of 2 nodes have registered"),
+        ({7: 0, 8: None}, "1 of 2 nodes have answered within 180 s"),
     ],
 )
 def test_a_wrong_roll_is_an_error(partitions: dict, message: str) -> None:
