@@ -13,7 +13,7 @@ from fedimpr.adaptation.learning import Adaptation, Given, SourceImpressions, Ta
 from fedimpr.adaptation.oracle import Oracle
 from fedimpr.adaptation.self_training import SelfTraining
 from fedimpr.adaptation.shot import Shot
-from fedimpr.adaptation.spreading import evened, spread
+from fedimpr.adaptation.spreading import evened, levelled, spread
 from fedimpr.adaptation.usefulness import Survey, survey, usefulness
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "dann",
     "evened",
     "information_loss",
+    "levelled",
     "mmd",
     "multilinear",
     "pseudo_labels",

@@ -5,9 +5,9 @@ the answers; see :mod:`fedimpr.adaptation.spreading`. Schneider, Rusak, Eck, Bri
 Common Corruptions by Covariate Shift Adaptation*, NeurIPS 2020 (arXiv 2006.16971), mixes statistics of source and target. Impressions are
 replayed as in :mod:`fedimpr.adaptation.aligned`.
 
-Each source model looks at all images, with batch-norm statistics between its own and the target's. Its answers are evened over the classes,
-and their mean by usefulness is the vote: of probabilities, as logits are large and wrong far from a source's domain. It spreads along the
-features of all sources, and is what the model learns, on views of which half are strong changes.
+Each source model looks at all images, with batch-norm statistics between its own and the target's. Its logits are levelled, as they are
+large, wrong and of a few classes far from its domain, and their mean by usefulness is the vote. It spreads along the features of all
+sources, and is what the model learns, on views of which half are strong changes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fedimpr.adaptation.aligned import Replay
 from fedimpr.adaptation.batch_norm import reestimate, restore, statistics_of
 from fedimpr.adaptation.learning import Given, Need, whole
-from fedimpr.adaptation.spreading import evened, spread
+from fedimpr.adaptation.spreading import evened, levelled, spread
 from fedimpr.devices import device_of
 from fedimpr.errors import ConfigError
 from fedimpr.observation import observe
@@ -38,6 +38,7 @@ class LabelSpreading:
     Attributes:
         share: of the target in the batch-norm statistics that a source looks with, in [0, 1].
         batch_size: images in a pass that takes the target's statistics, >= 2; the more the better.
+        temperature: of the softmax of the mean of levelled logits, > 0; their mean length is one at most.
         neighbours: see :func:`fedimpr.adaptation.spread`.
         reach: likewise.
         passes: likewise.
@@ -49,6 +50,7 @@ class LabelSpreading:
 
     share: float
     batch_size: int
+    temperature: float
     neighbours: int
     reach: float
     passes: int
@@ -58,7 +60,7 @@ class LabelSpreading:
     replayed: Augmentation
 
     def __post_init__(self) -> None:
-        require(self, above_zero=("neighbours", "sharpness"), at_least_zero=("passes", "replay"))
+        require(self, above_zero=("temperature", "neighbours", "sharpness"), at_least_zero=("passes", "replay"))
         if not 0 <= self.share <= 1:
             raise ConfigError("share", self.share, "a number in [0, 1]")
         if self.batch_size < 2:
@@ -85,17 +87,18 @@ class LabelSpreading:
         """
         vote, features = torch.zeros(()), list[Tensor]()
         for source, weight in zip(sources, weights.tolist(), strict=True):
-            answers, shown = self._look(source, pixels)
-            vote = vote + weight * evened(answers)
+            logits, shown = self._look(source, pixels)
+            vote = vote + weight * levelled(logits)
             # The mean is what all images of a domain have in common.
             features.append(weight**0.5 * F.normalize(shown - shown.mean(0), dim=1))
-        moved = spread(torch.cat(features, 1), evened(vote), neighbours=self.neighbours, reach=self.reach, passes=self.passes)
+        answers = evened((vote / self.temperature).softmax(1))
+        moved = spread(torch.cat(features, 1), answers, neighbours=self.neighbours, reach=self.reach, passes=self.passes)
         sharp = evened(moved) ** self.sharpness
         return sharp / sharp.sum(1, keepdim=True)
 
     @torch.no_grad()
     def _look(self, source: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """The softmax (N, K) and the last hidden layer (N, F) of a source with mixed statistics, on the CPU."""
+        """The logits (N, K) and the last hidden layer (N, F) of a source with mixed statistics, on the CPU."""
         model, device = copy.deepcopy(source), device_of(source)
         if statistics_of(model):
             parts = whole(torch.arange(len(pixels)), self.batch_size)
@@ -103,7 +106,7 @@ class LabelSpreading:
             after = statistics_of(model)
             restore(model, {key: _between(held, after[key], self.share) for key, held in before.items()})
         seen = [observe(model, part.to(device).float() / 255, features="penultimate") for part in pixels.split(self.batch_size)]
-        return torch.cat([one.logits.float().softmax(1).cpu() for one in seen]), torch.cat([one.features.float().cpu() for one in seen])
+        return torch.cat([one.logits.float().cpu() for one in seen]), torch.cat([one.features.float().cpu() for one in seen])
 
 
 class _AtWork:

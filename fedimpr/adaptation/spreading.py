@@ -68,6 +68,20 @@ def evened(answers: Tensor) -> Tensor:
     return shares / shares.sum(1, keepdim=True)
 
 
+def levelled(logits: Tensor) -> Tensor:
+    """What logits (N, K) say of an image and not of all images: less each image's mean and then each class's, at a mean length of one.
+
+    A network's logits grow, and lean to a few classes, the farther it is from its domain; levelled, those of several can be averaged.
+
+    Args:
+        logits: (N, K). Where all images have the same, zeros come back.
+    """
+    apart = logits - logits.mean(1, keepdim=True)
+    apart = apart - apart.mean(0)
+    length: Tensor = torch.linalg.vector_norm(apart, dim=1).mean()
+    return apart / length.clamp_min(torch.finfo(apart.dtype).tiny)
+
+
 def _edges(features: Tensor, neighbours: int) -> tuple[Tensor, Tensor, Tensor]:
     """S: from where, to where and how much, each (2 * N * neighbours,); what stands there twice adds up."""
     units, count = F.normalize(features, dim=1), len(features)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fedimpr.adaptation import Given, LabelSpreading, SourceImpressions, evened, reestimate, spread
+from fedimpr.adaptation import Given, LabelSpreading, SourceImpressions, evened, levelled, reestimate, spread
 from fedimpr.errors import ConfigError, FedimprError
 from fedimpr.views import Views
 from tests.makers import SHAPE, Linear, small_model
@@ -30,8 +30,8 @@ def table(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
 
 def method(**other) -> LabelSpreading:
     """Nothing but the vote, unless asked for more."""
-    plain = {"share": 0.0, "batch_size": 8, "neighbours": 1, "reach": 0.0, "passes": 0, "sharpness": 1.0, "replay": 0.0}
-    return LabelSpreading(**{**plain, "strong": STILL, "replayed": STILL, **other})
+    plain = {"share": 0.0, "batch_size": 8, "temperature": 1.0, "neighbours": 1, "reach": 0.0, "passes": 0, "sharpness": 1.0}
+    return LabelSpreading(**{**plain, "replay": 0.0, "strong": STILL, "replayed": STILL, **other})
 
 
 # Spreading
@@ -103,6 +103,18 @@ def test_a_class_that_nobody_answers_stays_without_a_share() -> None:
     torch.testing.assert_close(evened(torch.tensor([[1.0, 0.0], [1.0, 0.0]])), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
 
 
+# Levelling
+
+
+def test_levelled_logits_have_no_favourite_image_class_or_size() -> None:
+    """(4, 0), (2, 2), (0, 4): less each image's mean (2, -2), (0, 0), (-2, 2), whose classes' means are 0; lengths 8 ** 0.5, 0, 8 ** 0.5."""
+    logits, length = torch.tensor([[4.0, 0.0], [2.0, 2.0], [0.0, 4.0]]), 2 * 8**0.5 / 3
+    expected = torch.tensor([[2.0, -2.0], [0.0, 0.0], [-2.0, 2.0]]) / length
+    torch.testing.assert_close(levelled(logits), expected)
+    torch.testing.assert_close(levelled(50 * logits + torch.tensor([9.0, -1.0]) + torch.tensor([[1.0], [2.0], [3.0]])), expected)
+    assert torch.equal(levelled(torch.tensor([[3.0, 1.0], [3.0, 1.0]])), torch.zeros(2, 2))
+
+
 # The vote
 
 
@@ -116,12 +128,20 @@ def pixels(*values: int) -> torch.Tensor:
 
 
 def test_a_source_has_one_vote_an_image_however_large_its_logits() -> None:
-    """Black and white. The one source's evened answers are by far the surer ones, and it is overruled by a vote of 0.7 all the same."""
+    """Black and white, logits (0, 0) and (slope, 0). Less the image's mean (0, 0) and (slope, -slope) / 2, less the class's
+    (-slope, slope) / 4 and (slope, -slope) / 4, at length one the slope's sign times (-1, 1) / 2 ** 0.5 and (1, -1) / 2 ** 0.5. The loud
+    source has 0.3 of that, the quiet one -0.7: (0.4, -0.4) / 2 ** 0.5 of black, the other way round of white, so both classes are even.
+    """
     loud, quiet = 100.0, -3.0
     labels = method().labels(sources(loud, quiet), torch.tensor([0.3, 0.7]), pixels(0, 255))
-    votes = torch.stack([evened(torch.tensor([[0.0, 0.0], [slope, 0.0]]).softmax(1)) for slope in (loud, quiet)])
-    torch.testing.assert_close(labels, evened(evened(0.3 * votes[0] + 0.7 * votes[1])))
-    assert labels[1].argmax() == 1
+    black = 1 / (1 + math.exp(-0.8 / 2**0.5))
+    torch.testing.assert_close(labels, torch.tensor([[black, 1 - black], [1 - black, black]]))
+
+
+def test_the_vote_has_a_temperature() -> None:
+    """Of one source, as above: 2 / 2 ** 0.5 between the classes, at a temperature of 0.5 twice that."""
+    labels = method(temperature=0.5).labels(sources(7.0), torch.ones(1), pixels(0, 255))
+    assert labels[1, 0].item() == pytest.approx(1 / (1 + math.exp(-4 / 2**0.5)))
 
 
 def test_sharpness_is_a_power() -> None:
@@ -132,7 +152,7 @@ def test_sharpness_is_a_power() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_sources_look_with_statistics_between_their_own_and_the_targets(share: float) -> None:
-    """Of one source, without spreading: what a model with the mixed statistics answers, evened as all votes are, and after each step."""
+    """Of one source, without spreading: what a model with mixed statistics answers, levelled, evened before and after the spreading."""
     own = torch.randint(0, 256, (20, *SHAPE), generator=generator(1), dtype=torch.uint8)
     source, moved, mixed = (small_model(3) for _ in range(3))
     reestimate(moved, [own[:8].float() / 255, own[8:16].float() / 255, own[16:].float() / 255], momentum=None)
@@ -140,7 +160,7 @@ def test_sources_look_with_statistics_between_their_own_and_the_targets(share: f
     after = moved.state_dict()
     mixed.load_state_dict({key: (1 - share) * one + share * after[key] if one.is_floating_point() else one for key, one in before.items()})
     with torch.no_grad():
-        expected = evened(evened(evened(mixed.eval()(own.float() / 255).softmax(1))))
+        expected = evened(evened(levelled(mixed.eval()(own.float() / 255)).softmax(1)))
     torch.testing.assert_close(method(share=share).labels([source.eval()], torch.ones(1), own), expected, rtol=1e-4, atol=1e-5)
     assert all(torch.equal(value, before[key]) for key, value in source.state_dict().items())
 
@@ -184,7 +204,16 @@ def test_impressions_are_needed_where_they_have_a_weight() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("share", 1.5), ("batch_size", 1), ("neighbours", 0), ("reach", 1.0), ("passes", -1), ("sharpness", 0.0), ("replay", -0.1)],
+    [
+        ("share", 1.5),
+        ("batch_size", 1),
+        ("temperature", 0.0),
+        ("neighbours", 0),
+        ("reach", 1.0),
+        ("passes", -1),
+        ("sharpness", 0.0),
+        ("replay", -0.1),
+    ],
 )
 def test_numbers_out_of_range_are_refused(key: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"'{key}' is {re.escape(str(value))}"):
