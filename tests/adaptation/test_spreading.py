@@ -107,7 +107,7 @@ def test_a_class_that_nobody_answers_stays_without_a_share() -> None:
 
 
 def test_levelled_logits_have_no_favourite_image_class_or_size() -> None:
-    """(4, 0), (2, 2), (0, 4): less each image's mean (2, -2), (0, 0), (-2, 2), whose classes' means are 0; lengths 8 ** 0.5, 0, 8 ** 0.5."""
+    """(4, 0), (2, 2), (0, 4): less each image's mean (2, -2), (0, 0), (-2, 2), classes' means are 0; lengths 8 ** 0.5, 0, 8 ** 0.5."""
     logits, length = torch.tensor([[4.0, 0.0], [2.0, 2.0], [0.0, 4.0]]), 2 * 8**0.5 / 3
     expected = torch.tensor([[2.0, -2.0], [0.0, 0.0], [-2.0, 2.0]]) / length
     torch.testing.assert_close(levelled(logits), expected)
