@@ -24,16 +24,16 @@ from statistics import mean, stdev
 
 from common import ROOT, played, resumable, write
 
+from sim.config import composed
+
 TARGETS = {
     "mnist_shifts": ("rotated", "inverted", "blended"),
     "mnist_digits": ("digits", "mnist"),
     "pacs_adaptation": ("photo", "art_painting", "cartoon", "sketch"),
 }
 BEST, ORACLE = "best single source (by the test set)", "adapted by oracle"
-STEPPED = ("cdan", "coral", "dann", "kd3a", "label_spreading", "mmd", "oracle", "self_training", "self_training_alone", "shot")
 TINY = [
     *("training.epochs=1", "synthesis=[di]", "synthesis.di.synthesizer.steps=2", "synthesis.di.mining.images=20"),
-    *(f"adaptation.{way}.steps=2" for way in STEPPED),
     *(f"+faults.{client}={{_target_:fedimpr.data.faults.OnlySome,images:100}}" for client in range(2)),
 ]
 
@@ -49,8 +49,10 @@ def main() -> None:
         targets = asked.targets or TARGETS[experiment]
         jobs = [(target, seed) for seed in asked.seeds for target in targets]
         if asked.tiny:
+            ways = composed([f"experiment={experiment}"]).adaptation
+            short = [f"adaptation.{way}.steps=2" for way, settings in ways.items() if "steps" in settings]
             held_out = ["dataset.evaluate=validation"] if asked.validation else []
-            print(table([run(experiment, *jobs[0], [*TINY, *asked.more, *held_out])]))
+            print(table([run(experiment, *jobs[0], [*TINY, *short, *asked.more, *held_out])]))
             continue
         options = ["--targets", *asked.targets] if asked.targets else []
         name, command, rows = played("adaptation", experiment, asked, jobs, ("target", "seed"), run, options=options)

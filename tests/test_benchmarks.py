@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.parametrize(
     "command",
     [
+        "adaptation.py mnist_digits --targets digits --validation",
+        "adaptation.py pacs_adaptation --targets photo --validation",
         "clients.py",
         "ensemble.py",
         "first_round.py",
