@@ -10,7 +10,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -86,6 +86,7 @@ def run_on_ray(settings: Settings) -> None:
     if settings.device == "cuda" and not runtime.gpus_per_worker:
         raise ConfigError("runtime.gpus_per_worker", runtime.gpus_per_worker, "a number > 0 where device=cuda")
     run_config: UserConfig = {"settings": settings.to_json()}
+    _import_meanwhile("sim.server_app")
     with running(runtime.address, variables(runtime)) as given:
         grid = RayGrid(
             "sim.client_app:app",
@@ -99,7 +100,7 @@ def run_on_ray(settings: Settings) -> None:
             tree=PROJECT if runtime.address is None else None,
         )
         with grid:
-            from sim import server_app  # takes seconds, in which the workers come up
+            from sim import server_app
             from sim.client_states import states_of
 
             grid.states = states_of(settings)
@@ -161,11 +162,7 @@ def running(address: str | None, wanted: Mapping[str, str]) -> Iterator[Mapping[
             if address is not None:  # Ray itself would try for minutes
                 host, _, port = address.removeprefix("ray://").rpartition(":")
                 socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
-            with signals_kept(), ExitStack() as stack:
-                if address is None:
-                    _import_meanwhile("sim.server_app")
-                    stack.enter_context(_set(wanted))
-                    stack.enter_context(without_spare_processes())
+            with signals_kept(), nullcontext() if address else _set(wanted), without_spare_processes():
                 ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else own))
         except OSError as error:
             remedy = "Start a cluster with `ray start --head`, or let Ray start on this machine with runtime.address=null."

@@ -13,7 +13,7 @@ from fedimpr.adaptation.learning import Adaptation, Given, SourceImpressions, Ta
 from fedimpr.adaptation.oracle import Oracle
 from fedimpr.adaptation.self_training import SelfTraining
 from fedimpr.adaptation.shot import Shot
-from fedimpr.adaptation.spreading import evened, levelled, spread
+from fedimpr.adaptation.spreading import Spreading, evened, levelled
 from fedimpr.adaptation.usefulness import Survey, survey, usefulness
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Oracle",
     "SelfTraining",
     "Shot",
+    "Spreading",
     "SourceImpressions",
     "Survey",
     "TargetStatistics",
@@ -52,7 +53,6 @@ __all__ = [
     "reversal_strength",
     "reverse",
     "source_weights",
-    "spread",
     "statistics_of",
     "survey",
     "unremembered",

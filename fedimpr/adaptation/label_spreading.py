@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedimpr.adaptation.aligned import Replay
-from fedimpr.adaptation.batch_norm import reestimate, restore, statistics_of
-from fedimpr.adaptation.learning import Given, Need, whole
-from fedimpr.adaptation.spreading import evened, levelled, spread
+from fedimpr.adaptation.batch_norm import restore, statistics_of
+from fedimpr.adaptation.learning import Given, Need
+from fedimpr.adaptation.spreading import Spreading, evened, levelled
+from fedimpr.adaptation.usefulness import target_statistics
 from fedimpr.devices import device_of
 from fedimpr.errors import ConfigError
 from fedimpr.observation import observe
@@ -39,9 +40,7 @@ class LabelSpreading:
         share: of the target in the batch-norm statistics that a source looks with, in [0, 1].
         batch_size: images in a pass that takes the target's statistics, >= 2; the more the better.
         temperature: of the softmax of the mean of levelled logits, > 0; their mean length is one at most.
-        neighbours: see :func:`fedimpr.adaptation.spread`.
-        reach: likewise.
-        passes: likewise.
+        spreading: of the vote among the images.
         sharpness: > 0; 1 learns the vote as it has spread, more its likeliest class.
         replay: weight of the impressions, >= 0; at 0 none are needed.
         strong: changes half of the images of a step, on top of the turn's views.
@@ -51,22 +50,18 @@ class LabelSpreading:
     share: float
     batch_size: int
     temperature: float
-    neighbours: int
-    reach: float
-    passes: int
+    spreading: Spreading
     sharpness: float
     replay: float
     strong: Augmentation
     replayed: Augmentation
 
     def __post_init__(self) -> None:
-        require(self, above_zero=("temperature", "neighbours", "sharpness"), at_least_zero=("passes", "replay"))
+        require(self, above_zero=("temperature", "sharpness"), at_least_zero=("replay",))
         if not 0 <= self.share <= 1:
             raise ConfigError("share", self.share, "a number in [0, 1]")
         if self.batch_size < 2:
             raise ConfigError("batch_size", self.batch_size, "an integer >= 2")
-        if not 0 <= self.reach < 1:
-            raise ConfigError("reach", self.reach, "a number in [0, 1)")
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -92,19 +87,15 @@ class LabelSpreading:
             # The mean is what all images of a domain have in common.
             features.append(weight**0.5 * F.normalize(shown - shown.mean(0), dim=1))
         answers = evened((vote / self.temperature).softmax(1))
-        moved = spread(torch.cat(features, 1), answers, neighbours=self.neighbours, reach=self.reach, passes=self.passes)
-        sharp = evened(moved) ** self.sharpness
+        sharp = evened(self.spreading(torch.cat(features, 1), answers)) ** self.sharpness
         return sharp / sharp.sum(1, keepdim=True)
 
     @torch.no_grad()
     def _look(self, source: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """The logits (N, K) and the last hidden layer (N, F) of a source with mixed statistics, on the CPU."""
         model, device = copy.deepcopy(source), device_of(source)
-        if statistics_of(model):
-            parts = whole(torch.arange(len(pixels)), self.batch_size)
-            before = reestimate(model, (pixels[part].float() / 255 for part in parts), momentum=None)
-            after = statistics_of(model)
-            restore(model, {key: _between(held, after[key], self.share) for key, held in before.items()})
+        after = target_statistics(source, pixels, self.batch_size)
+        restore(model, {key: _between(held, after[key], self.share) for key, held in statistics_of(source).items()})
         seen = [observe(model, part.to(device).float() / 255, features="penultimate") for part in pixels.split(self.batch_size)]
         return torch.cat([one.logits.float().cpu() for one in seen]), torch.cat([one.features.float().cpu() for one in seen])
 

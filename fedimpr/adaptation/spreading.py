@@ -11,6 +11,8 @@ the cube of the cosine of their features in place of a Gaussian of their distanc
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,37 +24,49 @@ STAGE = "spreading answers"
 AT_ONCE = 1000  # images that are compared with all others in one call, so that memory grows with N and not with its square
 
 
-def spread(features: Tensor, answers: Tensor, *, neighbours: int, reach: float, passes: int) -> Tensor:
-    """Answers (N, K) after some passes of ``reach * S @ answers + (1 - reach) * first answers``; rows sum to one.
+@dataclass(frozen=True, kw_only=True)
+class Spreading:
+    """Some passes of ``reach * S @ answers + (1 - reach) * first answers``.
 
     S is symmetric: half the weight of the edge of one image to the other and half of that back, over the roots of both images' sums.
 
-    Args:
-        features: (N, F), N >= 2; their lengths do not count.
-        answers: (N, K), >= 0, rows sum to one.
+    Attributes:
         neighbours: edges of an image, >= 1; N - 1 at most are there.
         reach: in [0, 1); 0 leaves answers as they are. 0.99 in the paper.
         passes: >= 0.
-
-    Raises:
-        FedimprError: the shapes are others, or a number is not finite.
-        ConfigError: a setting is out of range.
     """
-    require_rows(features, "features", STAGE, least=2)
-    require_rows(answers, "answers", STAGE)
-    if len(features) != len(answers):
-        raise FedimprError("features and answers must be of the same images", stage=STAGE, value=(len(features), len(answers)))
-    if not bool(features.isfinite().all() & answers.isfinite().all()):
-        raise FedimprError("features and answers must be finite", stage=STAGE, remedy="Look at the source models' weights.")
-    for key, value in (("neighbours", neighbours), ("passes", passes + 1)):
-        if value < 1:
-            raise ConfigError(key, value - (key == "passes"), f"an integer >= {int(key != 'passes')}")
-    if not 0 <= reach < 1:
-        raise ConfigError("reach", reach, "a number in [0, 1)")
-    (one, two, weights), moved = _edges(features, min(neighbours, len(features) - 1)), answers
-    for _ in range(passes):
-        moved = torch.zeros_like(answers).index_add(0, one, reach * weights[:, None] * moved[two]) + (1 - reach) * answers
-    return moved / moved.sum(1, keepdim=True)
+
+    neighbours: int
+    reach: float
+    passes: int
+
+    def __post_init__(self) -> None:
+        for key, least in (("neighbours", 1), ("passes", 0)):
+            if getattr(self, key) < least:
+                raise ConfigError(key, getattr(self, key), f"an integer >= {least}")
+        if not 0 <= self.reach < 1:
+            raise ConfigError("reach", self.reach, "a number in [0, 1)")
+
+    def __call__(self, features: Tensor, answers: Tensor) -> Tensor:
+        """Answers (N, K) after all passes; rows sum to one.
+
+        Args:
+            features: (N, F), N >= 2; their lengths do not count.
+            answers: (N, K), >= 0, rows sum to one.
+
+        Raises:
+            FedimprError: the shapes are others, or a number is not finite.
+        """
+        require_rows(features, "features", STAGE, least=2)
+        require_rows(answers, "answers", STAGE)
+        if len(features) != len(answers):
+            raise FedimprError("features and answers must be of the same images", stage=STAGE, value=(len(features), len(answers)))
+        if not bool(features.isfinite().all() & answers.isfinite().all()):
+            raise FedimprError("features and answers must be finite", stage=STAGE, remedy="Look at the source models' weights.")
+        (one, two, weights), moved = _edges(features, min(self.neighbours, len(features) - 1)), answers
+        for _ in range(self.passes):
+            moved = torch.zeros_like(answers).index_add(0, one, self.reach * weights[:, None] * moved[two]) + (1 - self.reach) * answers
+        return moved / moved.sum(1, keepdim=True)
 
 
 def evened(answers: Tensor) -> Tensor:

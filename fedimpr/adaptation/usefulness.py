@@ -54,7 +54,7 @@ def survey(sources: Sequence[nn.Module], pixels: Tensor, *, batch_size: int) -> 
     information = torch.stack([-information_loss(own.clamp_min(1e-30).log()) for own in answers])
     mean = answers.mean(1)
     together = torch.einsum("mnk,lnk->ml", answers, answers) / answers.shape[1]
-    return Survey(information, together - mean @ mean.T, [_statistics(source, pixels, batch_size) for source in sources])
+    return Survey(information, together - mean @ mean.T, [target_statistics(source, pixels, batch_size) for source in sources])
 
 
 def usefulness(information: Tensor, agreement: Tensor) -> Tensor:
@@ -81,7 +81,8 @@ def usefulness(information: Tensor, agreement: Tensor) -> Tensor:
     return torch.full_like(information, 1 / count)
 
 
-def _statistics(source: nn.Module, pixels: Tensor, batch_size: int) -> dict[str, Tensor]:
+def target_statistics(source: nn.Module, pixels: Tensor, batch_size: int) -> dict[str, Tensor]:
+    """The batch-norm statistics of a model on images uint8 (N, C, H, W), N >= 2, by name; none without batch norm. It is left as it is."""
     if not statistics_of(source):
         return {}
     parts = whole(torch.arange(len(pixels)), batch_size)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fedimpr.adaptation import Given, LabelSpreading, SourceImpressions, evened, levelled, reestimate, spread
+from fedimpr.adaptation import Given, LabelSpreading, SourceImpressions, Spreading, evened, levelled, reestimate
 from fedimpr.errors import ConfigError, FedimprError
 from fedimpr.views import Views
 from tests.makers import SHAPE, Linear, small_model
@@ -30,8 +30,10 @@ def table(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
 
 def method(**other) -> LabelSpreading:
     """Nothing but the vote, unless asked for more."""
-    plain = {"share": 0.0, "batch_size": 8, "temperature": 1.0, "neighbours": 1, "reach": 0.0, "passes": 0, "sharpness": 1.0}
-    return LabelSpreading(**{**plain, "replay": 0.0, "strong": STILL, "replayed": STILL, **other})
+    plain = {"share": 0.0, "batch_size": 8, "temperature": 1.0, "sharpness": 1.0, "replay": 0.0}
+    return LabelSpreading(
+        **{**plain, "spreading": Spreading(neighbours=1, reach=0.0, passes=0), "strong": STILL, "replayed": STILL, **other}
+    )
 
 
 # Spreading
@@ -39,7 +41,7 @@ def method(**other) -> LabelSpreading:
 
 def test_two_images_of_one_direction_meet_in_the_middle() -> None:
     """Each is the other's only neighbour, and S = ((0, 1), (1, 0)). One pass with a reach of 0.5 is the mean of both answers."""
-    moved = spread(torch.tensor([[1.0, 1.0], [3.0, 3.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]), neighbours=1, reach=0.5, passes=1)
+    moved = Spreading(neighbours=1, reach=0.5, passes=1)(torch.tensor([[1.0, 1.0], [3.0, 3.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
     torch.testing.assert_close(moved, torch.full((2, 2), 0.5))
 
 
@@ -47,7 +49,7 @@ def test_images_that_are_not_alike_keep_their_answers() -> None:
     """Two pairs at right angles: no answer crosses, and a wrong one of three in a group is outvoted."""
     features = torch.tensor([[1.0, 0.0], [1.0, 0.01], [1.0, 0.02], [0.0, 1.0], [0.01, 1.0]])
     answers = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.3, 0.7], [0.0, 1.0], [0.0, 1.0]])
-    moved = spread(features, answers, neighbours=2, reach=0.9, passes=50)
+    moved = Spreading(neighbours=2, reach=0.9, passes=50)(features, answers)
     assert moved[:3].argmax(1).tolist() == [0, 0, 0] and moved[3:].argmax(1).tolist() == [1, 1]
 
 
@@ -68,12 +70,12 @@ def test_it_is_the_papers_iteration_with_a_dense_matrix(count: int, neighbours: 
     for _ in range(passes):
         expected = reach * s @ expected + (1 - reach) * first
     expected = expected / expected.sum(1, keepdims=True)
-    moved = spread(features, answers, neighbours=neighbours, reach=reach, passes=passes)
+    moved = Spreading(neighbours=neighbours, reach=reach, passes=passes)(features, answers)
     torch.testing.assert_close(moved, torch.from_numpy(expected))
 
 
 def test_an_image_that_is_like_no_other_keeps_its_answer() -> None:
-    moved = spread(torch.tensor([[1.0], [-1.0]]), torch.tensor([[0.7, 0.3], [0.2, 0.8]]), neighbours=5, reach=0.9, passes=3)
+    moved = Spreading(neighbours=5, reach=0.9, passes=3)(torch.tensor([[1.0], [-1.0]]), torch.tensor([[0.7, 0.3], [0.2, 0.8]]))
     torch.testing.assert_close(moved, torch.tensor([[0.7, 0.3], [0.2, 0.8]]))
 
 
@@ -81,13 +83,13 @@ def test_what_cannot_spread_is_refused() -> None:
     good, settings = (table(3, 2), table(3, 2).softmax(1)), {"neighbours": 1, "reach": 0.5, "passes": 1}
     for key, value, allowed in (("neighbours", 0, ">= 1"), ("passes", -1, ">= 0"), ("reach", 1.0, "[0, 1)")):
         with pytest.raises(ConfigError, match=f"'{key}' is {re.escape(str(value))}.*{re.escape(allowed)}"):
-            spread(*good, **{**settings, key: value})
+            Spreading(**{**settings, key: value})
     with pytest.raises(FedimprError, match=r"spreading answers: features must be .N, D. with N >= 2"):
-        spread(good[0][:1], good[1][:1], **settings)
+        Spreading(**settings)(good[0][:1], good[1][:1])
     with pytest.raises(FedimprError, match="must be of the same images"):
-        spread(good[0], good[1][:2], **settings)
+        Spreading(**settings)(good[0], good[1][:2])
     with pytest.raises(FedimprError, match="must be finite"):
-        spread(good[0] * torch.inf, good[1], **settings)
+        Spreading(**settings)(good[0] * torch.inf, good[1])
 
 
 # Evening
@@ -208,9 +210,6 @@ def test_impressions_are_needed_where_they_have_a_weight() -> None:
         ("share", 1.5),
         ("batch_size", 1),
         ("temperature", 0.0),
-        ("neighbours", 0),
-        ("reach", 1.0),
-        ("passes", -1),
         ("sharpness", 0.0),
         ("replay", -0.1),
     ],
