@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedimpr.errors import UpdateError
 
-BLOCK = 65_536  # elements that are looked at or summed at a time
+BLOCK = 131_072  # elements that are looked at or summed at a time
 TOGETHER, HELD = 8, 64 << 20  # updates that are summed in one go, and the bytes from which on fewer are
 
 

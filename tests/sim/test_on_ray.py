@@ -126,13 +126,16 @@ def test_sigterm_that_came_to_rays_own_handler_goes_to_ours(handled: pytest.Monk
 OWN = """
 import os, pathlib, ray
 from sim import _ray
+from sim.environment import QUIET
 from sim.on_ray import running
 os.environ["CHANGED"] = "before"
 starts = [vars(_ray.Node)[name] for name in _ray.SUPERFLUOUS]
-with running(None, {"CHANGED": "for workers", "NEW": "for workers"}) as left:
+with running(None, {"CHANGED": "for workers", "NEW": "for workers", **QUIET}) as left:
     inside = ray.get(ray.remote(lambda: [os.environ.get(name) for name in ("CHANGED", "NEW")]).remote())
+    yielding = ray.get(ray.remote(lambda: os.nice(0)).remote()) - os.nice(0)
     commands = [path.read_text() for child in pathlib.Path("/proc/self/task").glob("*/children") for pid in child.read_text().split()
                 for path in [pathlib.Path("/proc", pid, "cmdline")]]
+print(yielding)
 print(dict(left), inside, [os.environ.get(name) for name in ("CHANGED", "NEW")])
 print(sorted(pathlib.Path(command.split("\\0")[0]).name for command in commands))
 print(starts == [vars(_ray.Node)[name] for name in _ray.SUPERFLUOUS])
@@ -142,7 +145,8 @@ print(starts == [vars(_ray.Node)[name] for name in _ray.SUPERFLUOUS])
 @pytest.mark.ray
 def test_a_ray_of_our_own_gives_workers_their_variables_and_starts_no_process_too_many() -> None:
     ended = subprocess.run([sys.executable, "-c", OWN], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    variables, processes, restored = ended.stdout.splitlines()
+    yielding, variables, processes, restored = ended.stdout.splitlines()
+    assert yielding == "0", "workers beside two busy processes on two cores would stand still"
     assert variables == "{} ['for workers', 'for workers'] ['before', None]", ended.stderr[-2000:]
     assert processes == "['gcs_server', 'raylet']", "the dashboard, the log monitor and the autoscaler are Pythons"
     assert restored == "True"
