@@ -49,14 +49,18 @@ def main() -> None:
         targets = asked.targets or TARGETS[experiment]
         jobs = [(target, seed) for seed in asked.seeds for target in targets]
         if asked.tiny:
-            ways = composed([f"experiment={experiment}"]).adaptation
-            short = [f"adaptation.{way}.steps=2" for way, settings in ways.items() if "steps" in settings]
-            held_out = ["dataset.evaluate=validation"] if asked.validation else []
-            print(table([run(experiment, *jobs[0], [*TINY, *short, *asked.more, *held_out])]))
+            print(table([run(experiment, *jobs[0], tiny(experiment, asked))]))
             continue
         options = ["--targets", *asked.targets] if asked.targets else []
         name, command, rows = played("adaptation", experiment, asked, jobs, ("target", "seed"), run, options=options)
         write(name, command, {"runs": rows}, table(rows))
+
+
+def tiny(experiment: str, asked: argparse.Namespace, *words: str) -> list[str]:
+    """Overrides for a few steps of everything."""
+    ways = composed([f"experiment={experiment}", *words]).adaptation
+    short = [f"adaptation.{way}.steps=2" for way, settings in ways.items() if "steps" in settings]
+    return [*TINY, *short, *asked.more, *(["dataset.evaluate=validation"] if asked.validation else [])]
 
 
 def run(experiment: str, target: str, seed: int, more: list[str]) -> dict:

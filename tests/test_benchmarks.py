@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
     [
         "adaptation.py mnist_digits --targets digits --validation",
         "adaptation.py pacs_adaptation --targets photo --validation",
+        "harmful_source.py mnist_shifts --validation",
         "clients.py",
         "ensemble.py",
         "first_round.py",
