@@ -249,7 +249,14 @@ def _by_flower(partitioner: Any, images: Images, order: NDArray[np.int64], clien
     """Let a partitioner of flwr-datasets cut a table of labels and indices in the given order; no images pass through it."""
     import datasets
 
-    table = datasets.Dataset.from_dict({"label": images.labels.numpy()[order], "index": order})
+    class Table(datasets.Dataset):  # type: ignore[misc]
+        """A column is read at once: partitioners would go through it row by row, which takes most of their time."""
+
+        def __getitem__(self, key: Any) -> Any:
+            found = super().__getitem__(key)
+            return found[:] if isinstance(key, str) else found
+
+    table = Table.from_dict({"label": images.labels.numpy()[order], "index": order})
     with warnings.catch_warnings(), np.errstate(invalid="raise", divide="raise"):
         warnings.simplefilter("ignore")  # of remainders and redraws, which deal() looks after
         partitioner.dataset = table

@@ -226,10 +226,10 @@ def test_a_minimum_that_cannot_be_kept_is_an_error_within_seconds(recipe: Recipe
     assert time.perf_counter() - start < 5
 
 
-def test_60_000_images_are_dealt_to_100_clients_within_seconds() -> None:
+def test_60_000_images_are_dealt_to_100_clients_in_a_second_or_so() -> None:
     images = labelled(60_000)
     dealt(Iid(), labelled(10), 1)  # imports
     for recipe in (DirichletPerClass(alpha=0.5), DirichletPerClient(alpha=0.1), Shards(per_client=2), Iid()):
         start = time.process_time()
         dealt(recipe, images, 100, minimum=10)
-        assert time.process_time() - start < 6  # a slow processor takes 2.3
+        assert time.process_time() - start < 1.5
