@@ -37,7 +37,8 @@ def main() -> None:
     resumable(parser)
     asked = parser.parse_args()
     jobs = [(row, seed) for seed in asked.seeds for row in asked.rows]
-    name, command, runs = played("continual", asked.experiment, asked, jobs, ("row", "seed"), play)
+    options = ["--rows", *asked.rows] if asked.rows != list(ROWS) else []
+    name, command, runs = played("continual", asked.experiment, asked, jobs, ("row", "seed"), play, options=options)
     write(name, command, {"runs": runs}, table(runs))
 
 

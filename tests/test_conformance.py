@@ -132,13 +132,20 @@ def test_a_resumed_run_equals_the_straight_one(name: str, tmp_path: Path) -> Non
     assert hashes(folder) == straight
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_two_rounds_through_flwr_run_end_in_the_weights_of_the_run_in_process(name: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def both_ways(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two rounds with all methods and batch norm, through ``flwr run`` and in process: starting Flower takes far longer than they do."""
     from sim.flower import run_experiment
 
-    more = [*overrides("rounds=2", methods=[name]), "runtime=flower"]
-    settings = tiny(tmp_path / "flower", "rounds=2", "runtime=flower", methods=[name])
-    assert run_experiment(settings, [*more, f"output='{tmp_path / 'flower'}'"]) == 0
-    run_local(tiny(tmp_path / "local", "rounds=2", methods=[name]))
-    assert hashes(tmp_path / "flower") == hashes(tmp_path / "local") != {}
+    folder, asked = tmp_path_factory.mktemp("both_ways"), ("rounds=2", "model=lenet5_batch_norm")
+    through_flower = tiny(folder / "flower", *asked, "runtime=flower")
+    assert run_experiment(through_flower, [*overrides(*asked), "runtime=flower", f"output='{folder / 'flower'}'"]) == 0
+    run_local(tiny(folder / "local", *asked))
+    return folder / "flower", folder / "local"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_rounds_through_flwr_run_end_in_the_weights_of_the_run_in_process(name: str, both_ways: tuple[Path, Path]) -> None:
+    one, two = (hashes(folder)[f"student-by-{name}.safetensors"] for folder in both_ways)
+    assert one == two
