@@ -58,7 +58,7 @@ def main() -> None:
 
 def tiny(experiment: str, asked: argparse.Namespace, *words: str) -> list[str]:
     """Overrides for a few steps of everything."""
-    ways = composed([f"experiment={experiment}", *words]).adaptation
+    ways = composed([f"experiment={experiment}", *words, *asked.more]).adaptation
     short = [f"adaptation.{way}.steps=2" for way, settings in ways.items() if "steps" in settings]
     return [*TINY, *short, *asked.more, *(["dataset.evaluate=validation"] if asked.validation else [])]
 
