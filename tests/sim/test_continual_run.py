@@ -55,6 +55,17 @@ def test_every_row_learns_task_after_task(row: str, tmp_path: Path) -> None:
     assert "Results by task" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["mfcl", "target"])
+def test_a_published_row_learns_in_every_quarter_turn_where_it_is_asked_to(row: str, tmp_path: Path) -> None:
+    """Ten classes in four turns: forty outputs within, ten without."""
+    run_local(stream(tmp_path, row, "+model.options.turned=true"))
+    model, images = read_model(tmp_path / "fedavg.safetensors", "model", (1, 8, 8))[0], torch.zeros(1, 1, 8, 8)
+    assert model(images).shape == (1, 10) and in_every_turn(model)(images).shape == (1, 40)
+    (found,) = json.loads((tmp_path / "continual.json").read_text())["methods"].values()
+    assert None not in found["matrix"][-1]
+
+
 @pytest.fixture
 def fluent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Data impressions show what they are asked for, one output after the other, as those of a model do that has learnt something."""
