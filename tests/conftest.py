@@ -27,10 +27,7 @@ settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked gpu need one; those that start Ray never run side by side (``--dist loadgroup``): they look at its processes."""
-    for item in items:
-        if "ray" in item.keywords:
-            item.add_marker(pytest.mark.xdist_group("ray"))
+    """Tests marked gpu need one."""
     if torch.cuda.is_available():
         return
     for item in items:

@@ -16,7 +16,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.mark.slow
 @pytest.mark.data
-@pytest.mark.xdist_group("benchmarks")  # they write into one folder
 @pytest.mark.parametrize(
     "command",
     [
