@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -114,13 +114,8 @@ def zombies_of_ours() -> set[int]:
     return found
 
 
-@pytest.fixture
-def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], set[str]]]:
-    """What lies in the temporary folder and is ours; the folder is the test's own, since other tests run beside it."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # not pytest's: sockets need a short path
-        monkeypatch.setenv("TMPDIR", folder)
-        monkeypatch.setattr(tempfile, "tempdir", None)
-        yield lambda: {name for name in os.listdir(folder) if name.startswith("fedimpr-")}
+def temporary() -> set[str]:
+    return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("fedimpr-")}
 
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
@@ -130,14 +125,10 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes 
 @pytest.mark.slow
 @pytest.mark.ray
 def test_server_and_clients_run_the_code_of_the_tree_that_was_named(
-    tmp_path: Path,
-    remaining: Callable[[], list[str | int]],
-    temporary: Callable[[], set[str]],
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path, remaining: Callable[[], list[str | int]], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(toy(tmp_path / "other", "the wrong tree"))
-    project = toy(tmp_path / "right_one", "the right tree")
+    project, before = toy(tmp_path / "right_one", "the right tree"), temporary()
     overrides = ["experiment=demo", "note='say \"hé\"'"]
     assert flower.run(overrides, nodes=2, project=project, timeout=120) == 0
     out, err = capfd.readouterr()
@@ -149,7 +140,7 @@ def test_server_and_clients_run_the_code_of_the_tree_that_was_named(
     assert err == ""
     assert (project / "pyproject.toml").read_text() == PYPROJECT
     assert sorted(p.name for p in project.iterdir()) == ["pyproject.toml", "toy"]
-    assert remaining() == [] and temporary() == set()
+    assert remaining() == [] and temporary() == before
 
 
 @linux
@@ -173,9 +164,8 @@ def test_a_failing_server_app_is_a_failure_with_one_line_and_a_log(
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_takes_everything_along(
-    tmp_path: Path, mark: str, temporary: Callable[[], set[str]], number: int, status: int
-) -> None:
+def test_an_interrupted_run_takes_everything_along(tmp_path: Path, mark: str, number: int, status: int) -> None:
+    before = temporary()
     code = (
         "import sys; from pathlib import Path; from sim.flower import run\n"
         f"try: run(['wait'], nodes=2, project=Path({str(toy(tmp_path / 'a', 'here'))!r}))\n"
@@ -192,7 +182,7 @@ def test_an_interrupted_run_takes_everything_along(
     assert time.monotonic() - start < 15
     assert left_behind(mark) == []
     Path(err.splitlines()[-1].removeprefix("flwr run: the full log is ")).unlink()
-    assert temporary() == set()
+    assert temporary() == before
 
 
 def test_numbers_out_of_range_are_refused_before_anything_starts() -> None:
@@ -202,13 +192,12 @@ def test_numbers_out_of_range_are_refused_before_anything_starts() -> None:
         flower.run([], nodes=2, cpus_per_client=0.5)  # type: ignore[arg-type]
 
 
-def test_a_folder_that_is_no_project_is_refused_and_cleaned_up(
-    tmp_path: Path, temporary: Callable[[], set[str]], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_that_is_no_project_is_refused_and_cleaned_up(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = temporary()
     with pytest.raises(FedimprError, match="there is no pyproject.toml"):
         flower.run([], nodes=2, project=tmp_path)
     Path(capfd.readouterr().err.strip().removeprefix("flwr run: the full log is ")).unlink()
-    assert temporary() == set()
+    assert temporary() == before
 
 
 def test_the_snapshot_of_an_installed_wheel_is_that_of_a_checkout(tmp_path: Path) -> None:
