@@ -26,6 +26,7 @@ from tests.sim.tiny import assert_same, overrides
 
 ROWS = sorted(path.stem for path in (CONFIGS / "continual").glob("*.yaml"))
 QUICK = ("di", "finetuning", "target")  # for the others a second or more each
+STREAMS = ("split_mnist_shards", "split_mnist")
 
 CONSOLIDATION = (
     "strategy.consolidation={_target_: fedimpr.training.LocalTraining, epochs: 1, batch_size: 8, lr: 0.01, momentum: 0.9, "
@@ -56,7 +57,7 @@ def test_every_row_learns_task_after_task(row: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", ["mfcl", "target"])
+@pytest.mark.parametrize("row", ["lander", "mfcl", "target"])
 def test_a_published_row_learns_in_every_quarter_turn_where_it_is_asked_to(row: str, tmp_path: Path) -> None:
     """Ten classes in four turns: forty outputs within, ten without."""
     run_local(stream(tmp_path, row, "+model.options.turned=true"))
@@ -64,6 +65,16 @@ def test_a_published_row_learns_in_every_quarter_turn_where_it_is_asked_to(row: 
     assert model(images).shape == (1, 10) and in_every_turn(model)(images).shape == (1, 40)
     (found,) = json.loads((tmp_path / "continual.json").read_text())["methods"].values()
     assert None not in found["matrix"][-1]
+
+
+@pytest.mark.parametrize("row", ["cmi", "lander", "finetuning"])
+def test_where_clients_have_one_class_of_a_task_every_row_learns_in_every_turn(row: str) -> None:
+    """The stream of quantity skew is split_mnist but for its partition and its network, and the network is the same in every row."""
+    skewed, stream = (json.loads(composed([f"experiment={name}", f"continual={row}"]).to_json()) for name in STREAMS)
+    assert skewed["partition"] == {"_target_": "fedimpr.data.partition.Shards", "per_client": 2}
+    assert skewed["model"] == {"name": "lenet5", "options": {"batch_norm": True, "turned": True}}
+    changed = {key for key in skewed if skewed[key] != stream[key]}
+    assert changed - {"model"} == {"name", "partition"}
 
 
 @pytest.fixture
