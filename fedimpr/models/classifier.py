@@ -98,11 +98,8 @@ def build(name: str, *, shape: Shape, classes: int, mean: Sequence[float], std: 
     mean, std = _per_channel("dataset.mean", mean, shape[0]), _per_channel("dataset.std", std, shape[0])
     if min(std) <= 0:
         raise ConfigError("dataset.std", std, "numbers > 0")
+    _check_options(options, name, architecture)
     turned, own = options.get("turned", False), {key: value for key, value in options.items() if key != "turned"}
-    try:
-        inspect.signature(architecture.make).bind(shape, classes, **own)
-    except TypeError as error:
-        raise ConfigError("model.options", options, f"the options of {name}; {error}") from None
     if turned and shape[1] != shape[2]:
         raise ConfigError("model.options.turned", True, f"false for images of {shape[1]}x{shape[2]} pixels: turned they have another shape")
     with seeds.isolated(seed):
@@ -158,6 +155,21 @@ def _checked_shape(shape: Shape, name: str, architecture: Architecture) -> Shape
     if architecture.channels not in (None, channels) and channels != 1:
         raise ConfigError("dataset.shape", [channels, height, width], f"1 or {architecture.channels} channels for {name}")
     return channels, height, width
+
+
+def _check_options(options: dict[str, Any], name: str, architecture: Architecture) -> None:
+    taken = inspect.signature(architecture.make, eval_str=True)
+    try:
+        taken.bind(None, None, **{key: value for key, value in options.items() if key != "turned"})
+    except TypeError as error:
+        raise ConfigError("model.options", options, f"the options of {name}; {error}") from None
+    kinds = {"turned": bool, **{key: parameter.annotation for key, parameter in taken.parameters.items()}}
+    for key, value in options.items():
+        kind = kinds.get(key)  # None of torchvision's, which looks at them itself
+        if kind is bool and not isinstance(value, bool):
+            raise ConfigError(f"model.options.{key}", value, "true or false")
+        if kind is int and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ConfigError(f"model.options.{key}", value, "a whole number >= 1")
 
 
 def _per_channel(key: str, values: Sequence[float], channels: int) -> list[float]:

@@ -146,6 +146,8 @@ def test_grey_images_are_repeated_for_torchvision() -> None:
         ({"name": "lenet6"}, "'model.name' is 'lenet6'; allowed: one of lenet5, "),
         ({"name": "torchvision/nothing"}, "'model.name' is 'torchvision/nothing'; .*resnet18"),
         ({"batch_norms": True}, "'model.options'.*the options of lenet5"),
+        ({"batch_norm": "maybe"}, "'model.options.batch_norm' is 'maybe'; allowed: true or false"),
+        ({"turned": 2}, "'model.options.turned' is 2; allowed: true or false"),
         ({"shape": (1, 8)}, "'dataset.shape'.*channels, height, width"),
         ({"shape": (0, 8, 8)}, "'dataset.shape'"),
         ({"classes": 1}, "'dataset.classes' is 1"),
@@ -156,6 +158,12 @@ def test_grey_images_are_repeated_for_torchvision() -> None:
 def test_wrong_settings_are_named(change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(**{"name": "lenet5", "shape": (1, 8, 8), "seed": 0, "batch_norm": False, **SMALL, **change})
+
+
+@pytest.mark.parametrize("value", ["wide", 0, -1, 1.5, True, None])
+def test_a_network_is_some_whole_number_of_kernels_wide(value: object) -> None:
+    with pytest.raises(ConfigError, match=f"'model.options.width' is {value!r}; allowed: a whole number >= 1"):
+        build("resnet8", shape=(1, 8, 8), seed=0, width=value, stride=1, **SMALL)
 
 
 @pytest.mark.parametrize(
