@@ -59,4 +59,4 @@ def _of_task(settings: Settings, course: Course, partition: int, asked: Instruct
     if weights:
         previous = placed(loaded(build_model(settings, partition, course.classes(step - 1)), weights), device_of(settings))
     rehearsal: Rehearsal = construct(json.loads(json.dumps(settings.strategy["rehearsal"])), "strategy.rehearsal")
-    return Turn(own, course.classes(step), rehearsal.bound(learnt, previous, memory, settings.seed))
+    return Turn(own, course.classes(step), rehearsal.bound(learnt, previous, memory, settings.seed, course.order))

@@ -31,6 +31,7 @@ from fedimpr.errors import ConfigError, FedimprError
 from fedimpr.impressions import Bank, Impressions, Source, place_in_group
 from fedimpr.models import final_layer, in_every_turn
 from fedimpr.states import size_of, under
+from fedimpr.synthesis import NoisyLayerGenerator
 from fedimpr.training import LocalTraining
 from fedimpr.turns import QUARTERS, turned
 from fedimpr.update import average
@@ -97,6 +98,9 @@ class Continual(Strategy):
         if federation.fleet is not None:
             raise ConfigError("devices", "some", "none where tasks arrive one after another: how long a turn takes is not known then")
         federation.check_minimum(minimum_updates)
+        if rehearsal.names is not None and len(rehearsal.names) != len(course.order):
+            allowed = f"a file with {len(course.order)} rows, one a class in the data set's order; it has {len(rehearsal.names)}"
+            raise ConfigError("strategy.rehearsal.embeddings", rehearsal.embeddings, allowed)
         self.federation, self.course, self.distillation = federation, course, distillation
         self.name = next(iter(methods), "")
         self.method = methods.get(self.name)
@@ -189,6 +193,8 @@ class Continual(Strategy):
         teacher, generator = in_every_turn(model), seeds.generator(fed.seed, f"server/{self.name}", round)
         source = self._source(step, round)
         synthesizer, held = copy.deepcopy(method.synthesizer), Bank(method.mining.images)  # what one was told of other classes is of no use
+        if isinstance(synthesizer, NoisyLayerGenerator):  # it may know the classes by their names
+            synthesizer.of(self.course.order[: len(task.seen)], 1 if teacher is model else QUARTERS)
 
         def progress(stage: str, done: int, total: int, **info: object) -> None:
             fed.watch.progress(f"{stage} {self.name}", done, total, **info)
@@ -235,7 +241,9 @@ class Continual(Strategy):
         new = self.bank.came_from(self._source(step, round)).cpu()
         own = Images(pixels[new], labels[new], self.course.data.train.classes)
         previous = placed(loaded(fed.build(None, self.course.classes(step - 1)), self.previous), fed.device)
-        lesson = self.rehearsal.bound(torch.tensor(self.course.brought(step)), previous, Memory(pixels[~new], labels[~new]), fed.seed)
+        lesson = self.rehearsal.bound(
+            torch.tensor(self.course.brought(step)), previous, Memory(pixels[~new], labels[~new]), fed.seed, self.course.order
+        )
         self.consolidation(model, own, seeds.generator(fed.seed, "consolidation", round), lesson)
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:

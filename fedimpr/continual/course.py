@@ -22,6 +22,7 @@ class Course:
 
     Attributes:
         data: with its classes numbered in the order in which they arrive, so that a head grows at its end.
+        order: the number that each of them has in the data set.
         tasks: T tasks over it.
         attendance: see :func:`fedimpr.continual.stream.attendance`.
         shards: each task's images by client, indices into ``data.train``.
@@ -30,6 +31,7 @@ class Course:
     """
 
     data: Dataset
+    order: tuple[int, ...]
     tasks: tuple[Task, ...]
     attendance: Attendance
     shards: tuple[Partition, ...]
@@ -124,7 +126,7 @@ def plan_course(
     if len(stream.tasks[0].seen) < 2:
         raise ConfigError("tasks", stream.tasks[0].name, "a first task of two classes or more: a model of one has nothing to tell apart")
     present = attendance(len(stream.tasks), joins=_for_each("joins", joins, clients), behind=_for_each("behind", behind, clients))
-    data, tasks = _in_order_of_arrival(data, stream.tasks)
+    data, order, tasks = _in_order_of_arrival(data, stream.tasks)
     with _under("partition"):
         dealing: dict[str, Any] = {"attendance": present, "minimum": minimum, "seed": seed, "dataset": data.name}
         shards = tuple(deal_task(recipe, data.train, task, **dealing) for task in tasks)
@@ -135,7 +137,7 @@ def plan_course(
         **{"sizes": counts.sum(1).tolist(), "counts": counts.tolist(), "tasks": stream.manifest},
         **{"dealt": [shard.manifest for shard in shards], "attendance": [list(row) for row in present]},
     }
-    return Course(data, tasks, present, shards, rounds, manifest)
+    return Course(data, order, tasks, present, shards, rounds, manifest)
 
 
 @contextmanager
@@ -155,8 +157,8 @@ def _for_each(key: str, given: Sequence[int] | None, clients: int) -> Sequence[i
     return given
 
 
-def _in_order_of_arrival(data: Dataset, tasks: Sequence[Task]) -> tuple[Dataset, tuple[Task, ...]]:
-    """The same images and tasks, with the classes numbered as they arrive; those that never do come last."""
+def _in_order_of_arrival(data: Dataset, tasks: Sequence[Task]) -> tuple[Dataset, tuple[int, ...], tuple[Task, ...]]:
+    """The same images and tasks, with the classes numbered as they arrive; those that never do come last. And their old numbers."""
     arrived = list(tasks[-1].seen and [k for task in tasks for k in task.new])
     order = [*arrived, *(k for k in range(len(data.train.classes)) if k not in arrived)]
     place = torch.empty(len(order), dtype=torch.int64)
@@ -167,4 +169,4 @@ def _in_order_of_arrival(data: Dataset, tasks: Sequence[Task]) -> tuple[Dataset,
     for task in tasks:
         renamed.append(replace(task, new=tuple(range(known, known + len(task.new))), seen=tuple(range(known + len(task.new)))))
         known += len(task.new)
-    return Dataset(data.name, train, test), tuple(renamed)
+    return Dataset(data.name, train, test), tuple(order), tuple(renamed)

@@ -8,8 +8,9 @@ One value holds the weights of all terms; a term of weight 0 is not computed. Th
   Smith, Hsu, Balloch, Shen, Jin, Kira, ICCV 2021 (arXiv 2106.09701).
 * LANDER: Tran, Le, Le, Harandi, Phung, CVPR 2024 (arXiv 2403.14101).
 
-Differences: LANDER's anchors are embeddings of the classes' names by a language model; here they are directions drawn from a seed, of the
-features' own size, so that no projection is learnt.
+Differences: LANDER's anchors are a language model's embeddings of the classes' names, onto which a learnt layer projects the features. Here
+the user brings the embeddings in a file, or the anchors are directions drawn from a seed; they are of the features' own size, and no
+projection is learnt. Embeddings are centred, since those of any two names lie close together, and projected at random.
 
 A model that knows its classes in every quarter turn (:mod:`fedimpr.turns`) learns all of this with each class in each turn as a class of
 its own: own and remembered images are shown upright and in one other turn.
@@ -18,7 +19,9 @@ its own: own and remembered images are shown upright and in one other turn.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -26,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedimpr import seeds
+from fedimpr.embeddings import of_outputs, read_embeddings
 from fedimpr.errors import ConfigError
 from fedimpr.models import final_layer, in_every_turn
 from fedimpr.observation import Observation, observe
@@ -61,6 +65,8 @@ class Rehearsal:
         head: weight of the cross-entropy of own and remembered images among all known classes that the head alone learns from (MFCL).
         anchors: weight of how far features lie outside of the ball around their class's anchor (LANDER).
         radius: of that ball, in units of a feature's root mean square.
+        embeddings: a file with those of the classes' names (:mod:`fedimpr.embeddings`), of which anchors are made; or ``None``: they
+            are drawn.
         temperature: of the answers that are distilled.
         batch_size: remembered images a step.
         views: augmentation of remembered images.
@@ -74,6 +80,7 @@ class Rehearsal:
     head: float
     anchors: float
     radius: float
+    embeddings: str | None
     temperature: float
     batch_size: int
     views: Views
@@ -83,6 +90,12 @@ class Rehearsal:
         require(self, above_zero=("temperature", "batch_size"), at_least_zero=(*weights, "radius"))
         if self.own not in ("all", "task"):
             raise ConfigError("own", self.own, "'all' or 'task'")
+        _ = self.names  # a file that cannot be read is refused now
+
+    @cached_property
+    def names(self) -> Tensor | None:
+        """(K, E): the embeddings in the file, if there is one."""
+        return None if self.embeddings is None else read_embeddings(self.embeddings)
 
     @property
     def needs_previous(self) -> bool:
@@ -94,7 +107,7 @@ class Rehearsal:
         """Whether it looks at remembered images."""
         return self.replay_labels > 0 or self.replay_distil > 0 or self.features > 0 or self.head > 0
 
-    def bound(self, task: Tensor, previous: nn.Module | None, memory: Memory | None, seed: int) -> Lesson:
+    def bound(self, task: Tensor, previous: nn.Module | None, memory: Memory | None, seed: int, order: Sequence[int]) -> Lesson:
         """The lesson of a task.
 
         Args:
@@ -102,6 +115,7 @@ class Rehearsal:
             previous: the model of the step before, in eval mode, on the device of the one that learns; ``None`` in the first step.
             memory: remembered images; ``None`` where there are none.
             seed: of the anchors.
+            order: the number that each class has in the data set: the row of its embedding.
         """
         earlier = None if previous is None else in_every_turn(previous)
 
@@ -124,7 +138,15 @@ class Rehearsal:
             if earlier is not None and self.needs_previous:
                 with torch.no_grad():
                     before = observe(earlier, shown, features="penultimate" if self.features > 0 else None)
-            loss = self._loss(whole, seen, names, count, outputs_of(own) if turned else own, before, earlier, seed)
+            centres = None
+            if self.anchors > 0:
+                sizes, quarters = (seen.logits.shape[1], seen.features.shape[1]), QUARTERS if turned else 1
+                if self.names is None:
+                    centres = anchors(*sizes, seed).to(labels.device)
+                else:
+                    known = of_outputs(self.names - self.names.mean(0), order, quarters)[: sizes[0]]
+                    centres = named_anchors(known, sizes[1], seed).to(labels.device)
+            loss = self._loss(whole, seen, names, count, outputs_of(own) if turned else own, before, earlier, centres)
             logits = seen.logits[: len(images)]
             return loss, logits[:, ::QUARTERS] if turned else logits  # how it does with upright images alone, which costs nothing more
 
@@ -139,7 +161,7 @@ class Rehearsal:
         task: Tensor,
         before: Observation | None,
         previous: nn.Module | None,
-        seed: int,
+        centres: Tensor | None,
     ) -> Tensor:
         """The sum of all terms; the first ``count`` images are the task's own, the others are remembered."""
         logits, replayed = seen.logits, len(labels) > count
@@ -156,10 +178,8 @@ class Rehearsal:
             loss = loss + self.features * gap.square().mean()
         if self.head > 0 and replayed:
             loss = loss + self.head * F.cross_entropy(final_layer(model)(seen.features.detach()), labels)
-        if self.anchors > 0:
-            size = seen.features.shape[1]
-            centres = anchors(logits.shape[1], size, seed).to(labels.device)[labels]
-            distance = (seen.features - centres).norm(dim=1) / math.sqrt(size)
+        if centres is not None:
+            distance = (seen.features - centres[labels]).norm(dim=1) / math.sqrt(centres.shape[1])
             loss = loss + self.anchors * (distance - self.radius).clamp_min(0).mean()
         return loss
 
@@ -175,6 +195,16 @@ def anchors(classes: int, size: int, seed: int) -> Tensor:
     """(K, F): a direction for each class, of root mean square 1; that of a class does not depend on how many there are."""
     drawn = [torch.randn(size, generator=seeds.generator(seed, "anchors", k)) for k in range(classes)]
     unit: Tensor = F.normalize(torch.stack(drawn), dim=1)
+    return unit * math.sqrt(size)
+
+
+def named_anchors(embeddings: Tensor, size: int, seed: int) -> Tensor:
+    """(K, F): the direction of each embedding (K, E) in a random projection that is the same for all, of root mean square 1.
+
+    The angles between them are about those between the embeddings (Johnson, Lindenstrauss, 1984).
+    """
+    projection = torch.randn(embeddings.shape[1], size, generator=seeds.generator(seed, "anchors"))
+    unit: Tensor = F.normalize(embeddings @ projection, dim=1)
     return unit * math.sqrt(size)
 
 

@@ -11,18 +11,17 @@ As in that code, matched statistics are mixed with those of earlier batches, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedimpr import seeds
 from fedimpr.devices import accelerated, device_of, placed
+from fedimpr.embeddings import of_outputs, read_embeddings
 from fedimpr.errors import ConfigError
 from fedimpr.impressions import Impressions
 from fedimpr.observation import frozen, observe
@@ -117,6 +116,21 @@ class NoisyLayerGenerator:
         self._age = 0
         self._statistics = MovingStatistics(self.momentum)
 
+    def of(self, classes: Sequence[int], quarters: int) -> None:
+        """Let the next teacher be one of these classes of the embeddings, in the order of its outputs; nothing where they are learned.
+
+        Args:
+            classes: their rows.
+            quarters: turns that the teacher knows each of them in, see :func:`fedimpr.embeddings.of_outputs`.
+
+        Raises:
+            ConfigError: there is no such row.
+        """
+        if self._table is not None:
+            if max(classes) >= len(self._table):
+                raise ConfigError("embeddings", self.embeddings, f"a file with a row for each class; it has {len(self._table)}")
+            self._table = of_outputs(self._table, classes, quarters)
+
     def synthesize(
         self,
         teacher: nn.Module,
@@ -194,11 +208,7 @@ class NoisyLayerGenerator:
 
 def _read(file: str, size: int) -> Tensor:
     """The embeddings (K, size) in a file."""
-    try:
-        found = load_file(file)["embeddings"].float()
-    except (OSError, SafetensorError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError("embeddings", file, f"null, or a safetensors file with a tensor 'embeddings' ({reason})") from None
-    if found.dim() != 2 or found.shape[1] != size or not bool(found.isfinite().all()):
-        raise ConfigError("embeddings", file, f"a file with finite embeddings (classes, {size}); they are {tuple(found.shape)}")
+    found = read_embeddings(file)
+    if found.shape[1] != size:
+        raise ConfigError("embeddings", file, f"a file with embeddings (classes, {size}); they are {tuple(found.shape)}")
     return found

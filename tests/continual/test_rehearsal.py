@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fedimpr.continual.rehearsal import Memory, Rehearsal, anchors
+from fedimpr.continual.rehearsal import Memory, Rehearsal, anchors, named_anchors
 from fedimpr.errors import ConfigError
 from fedimpr.models import build, final_layer
 from fedimpr.views import Views
 
 OFF = {
     "own": "all", "distil_own": 0.0, "replay_labels": 0.0, "replay_distil": 0.0, "features": 0.0, "head": 0.0, "anchors": 0.0,
-    "radius": 0.0, "temperature": 2.0, "batch_size": 6,
+    "radius": 0.0, "embeddings": None, "temperature": 2.0, "batch_size": 6,
     "views": Views(shift=0.0, scale=(1.0, 1.0), rotation=0.0, flip=False),
 }  # fmt: skip
 IMAGES, LABELS = torch.rand(5, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([2, 3, 3, 2, 2])
 TASK = torch.tensor([2, 3])
+ORDER = (3, 0, 4, 1, 2)  # the classes' own numbers, as they arrive; the last one is not known yet
 MEMORY = Memory(torch.randint(256, (9, 1, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)), torch.arange(9) % 2)
 
 
@@ -32,7 +36,7 @@ MODEL, PREVIOUS = network(4, 0), network(2, 1)
 
 
 def loss(memory: Memory | None = MEMORY, previous: nn.Module | None = PREVIOUS, **weights) -> Tensor:
-    lesson = Rehearsal(**(OFF | weights)).bound(TASK, previous, memory, seed=0)
+    lesson = Rehearsal(**(OFF | weights)).bound(TASK, previous, memory, seed=0, order=ORDER)
     value, logits = lesson(MODEL, IMAGES, LABELS, torch.Generator().manual_seed(5))
     torch.testing.assert_close(logits, MODEL(IMAGES))  # of the client's own images, whatever is remembered
     return value
@@ -111,13 +115,35 @@ def test_anchors_have_size_one_and_do_not_move_when_classes_arrive() -> None:
     assert torch.equal(anchors(3, 50, 0), anchors(5, 50, 0)[:3]) and not torch.equal(anchors(3, 50, 0), anchors(3, 50, 1))
 
 
+def test_anchors_of_names_keep_the_angles_between_them() -> None:
+    """In F numbers a cosine is off by about 1 / sqrt(F), here 0.016."""
+    names = torch.randn(4, 30, generator=torch.Generator().manual_seed(2))
+    made = named_anchors(names, 4000, seed=0)
+    torch.testing.assert_close(made.square().mean(1), torch.ones(4))
+    kept, wanted = (F.normalize(rows, dim=1) @ F.normalize(rows, dim=1).T for rows in (made, names))
+    assert float((kept - wanted).abs().max()) < 0.05
+    torch.testing.assert_close(named_anchors(names[:2], 4000, seed=0), made[:2])  # the same when classes arrive
+
+
+def test_lander_s_anchors_are_those_of_names_where_a_file_has_them(tmp_path: Path) -> None:
+    """Rows in the data set's order, without what all have in common; class k is the k-th to arrive."""
+    names, file = torch.randn(5, 7, generator=torch.Generator().manual_seed(2)) + 3, tmp_path / "names.safetensors"
+    save_file({"embeddings": names}, file)
+    own = names - names.sum(0) / 5
+    centres = named_anchors(torch.stack([own[3], own[0], own[4], own[1]]), 3, seed=0)[LABELS]
+    distance = (nn.Sequential(*list(MODEL)[:3])(IMAGES) - centres).square().mean(1).sqrt()
+    found = loss(memory=None, anchors=2.0, radius=0.4, embeddings=str(file))
+    torch.testing.assert_close(found, PLAIN + 2 * (distance - 0.4).clamp_min(0).mean())
+
+
 def test_in_the_first_step_there_is_nothing_to_remember() -> None:
     everything = {"distil_own": 1.0, "replay_labels": 1.0, "replay_distil": 1.0, "features": 1.0, "head": 1.0}
     torch.testing.assert_close(loss(memory=None, previous=None, **everything), PLAIN)
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("own", "new"), ("distil_own", -1.0), ("radius", -0.1), ("temperature", 0.0), ("batch_size", 0)]
+    ("key", "value"),
+    [("own", "new"), ("distil_own", -1.0), ("radius", -0.1), ("temperature", 0.0), ("batch_size", 0), ("embeddings", "nowhere")],
 )
 def test_what_is_out_of_range_is_refused_by_name(key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"config key '{key}' is"):
@@ -130,7 +156,9 @@ def test_a_model_that_knows_turns_learns_each_turn_of_a_class_as_a_class_of_its_
     model, previous = (build("lenet5", classes=k, seed=k, **settings).eval() for k in (4, 2))
     images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(7))
     memory = Memory(torch.randint(256, (9, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(8)), torch.arange(9) % 2)
-    lesson = Rehearsal(**(OFF | {"own": "task", "replay_labels": 0.5, "replay_distil": 3.0})).bound(TASK, previous, memory, seed=0)
+    lesson = Rehearsal(**(OFF | {"own": "task", "replay_labels": 0.5, "replay_distil": 3.0})).bound(
+        TASK, previous, memory, seed=0, order=ORDER
+    )
     value, logits = lesson(model, images, LABELS, torch.Generator().manual_seed(5))
 
     random = torch.Generator().manual_seed(5)

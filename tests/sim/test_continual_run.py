@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedimpr.errors import ConfigError, FedimprError
@@ -65,6 +66,30 @@ def test_a_published_row_learns_in_every_quarter_turn_where_it_is_asked_to(row: 
     assert model(images).shape == (1, 10) and in_every_turn(model)(images).shape == (1, 40)
     (found,) = json.loads((tmp_path / "continual.json").read_text())["methods"].values()
     assert None not in found["matrix"][-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("turns", [False, True])
+def test_lander_looks_at_names_where_the_user_has_them_and_says_so(turns: bool, tmp_path: Path) -> None:
+    file = tmp_path / "names.safetensors"
+    save_file({"embeddings": torch.randn(10, 4, generator=torch.Generator().manual_seed(0))}, file)
+    named = f"strategy.rehearsal.embeddings='{file}'"
+    weights = []
+    for folder, more in (("with", [named]), ("without", [])):
+        run_local(stream(tmp_path / folder, "lander", f"+model.options.turned={turns}", *more))
+        lines = [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
+        origin = "from names.safetensors" if more else "learned"
+        assert [line["notes"] for line in lines if "notes" in line] == [[f"class embeddings: {origin}"]] * 3
+        weights.append(load_file(tmp_path / folder / "fedavg.safetensors"))
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_file_of_names_must_have_a_row_for_each_class_of_the_data_set(tmp_path: Path) -> None:
+    save_file({"embeddings": torch.randn(9, 4)}, file := tmp_path / "names.safetensors")
+    with pytest.raises(
+        ConfigError, match="'strategy.rehearsal.embeddings' is '.*'; allowed: a file with 10 rows, one a class .*; it has 9"
+    ):
+        run_local(stream(tmp_path / "refused", "lander", f"strategy.rehearsal.embeddings='{file}'"))
 
 
 @pytest.mark.parametrize("row", ["cmi", "lander", "finetuning"])

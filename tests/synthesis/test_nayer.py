@@ -135,6 +135,27 @@ def test_embeddings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         nayer.synthesize(small_model(), BATCH, generator(), shape=SHAPE)
 
 
+def test_a_teacher_of_some_of_the_classes_has_their_embeddings(tmp_path: Path) -> None:
+    """As in a stream, where classes arrive in another order; the same images as from a file of those rows."""
+    rows, file = torch.randn(CLASSES + 2, SIZE, generator=generator(3)), tmp_path / "names.safetensors"
+    chosen, made = [5, 0, 3, 1, 2, 4][:CLASSES], []
+    for held in (rows, rows[chosen]):
+        save_file({"embeddings": held}, file)
+        nayer = method(embeddings=str(file))
+        if len(held) > CLASSES:
+            nayer.of(chosen, 1)
+        made.append(nayer.synthesize(small_model(), BATCH, generator(), shape=SHAPE).images)
+    assert torch.equal(*made)
+    with pytest.raises(ConfigError, match=f"a file with a row for each class; it has {CLASSES}"):
+        method(embeddings=str(file)).of([CLASSES], 1)
+
+
+def test_learned_embeddings_are_of_whatever_classes_the_teacher_has() -> None:
+    nayer = method()
+    nayer.of([7, 9], 4)
+    assert len(nayer.synthesize(small_model(), BATCH, generator(), shape=SHAPE)) == BATCH
+
+
 def test_the_bank_remembers_what_is_noted() -> None:
     made = method().synthesize(small_model(), BATCH, generator(), shape=SHAPE)
     assert made.note == "class embeddings: learned"
