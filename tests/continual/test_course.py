@@ -30,6 +30,7 @@ def test_classes_are_numbered_as_they_arrive_and_images_keep_theirs() -> None:
     """The order is d, b, then a, c. Image 0 shows an a, which is now class 2 and was 0; image 3 shows a d, now class 1."""
     planned = course()
     assert planned.data.train.classes == ("b", "d", "a", "c")  # those that arrive together are in their old order
+    assert planned.order == (1, 3, 0, 2)  # their old numbers
     assert planned.data.train.labels[:4].tolist() == [2, 0, 3, 1]
     assert [task.new for task in planned.tasks] == [(0, 1), (2, 3)] and [task.seen for task in planned.tasks] == [(0, 1), (0, 1, 2, 3)]
     names = {DATA.train.classes[old]: planned.data.train.classes[new] for old, new in zip(DATA.train.labels, planned.data.train.labels)}  # noqa: B905
