@@ -90,6 +90,8 @@ class Rehearsal:
         require(self, above_zero=("temperature", "batch_size"), at_least_zero=(*weights, "radius"))
         if self.own not in ("all", "task"):
             raise ConfigError("own", self.own, "'all' or 'task'")
+        if self.embeddings is not None and self.anchors == 0:
+            raise ConfigError("embeddings", self.embeddings, "null where nothing is drawn to anchors (anchors: 0)")
         _ = self.names  # a file that cannot be read is refused now
 
     @cached_property
@@ -118,8 +120,10 @@ class Rehearsal:
             order: the number that each class has in the data set: the row of its embedding.
         """
         earlier = None if previous is None else in_every_turn(previous)
+        centres: Tensor | None = None
 
         def lesson(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            nonlocal centres
             whole = in_every_turn(model)
             turned = whole is not model
             shown, names = with_turned(images, labels, generator) if turned else (images, labels)
@@ -138,14 +142,11 @@ class Rehearsal:
             if earlier is not None and self.needs_previous:
                 with torch.no_grad():
                     before = observe(earlier, shown, features="penultimate" if self.features > 0 else None)
-            centres = None
-            if self.anchors > 0:
-                sizes, quarters = (seen.logits.shape[1], seen.features.shape[1]), QUARTERS if turned else 1
-                if self.names is None:
-                    centres = anchors(*sizes, seed).to(labels.device)
-                else:
-                    known = of_outputs(self.names - self.names.mean(0), order, quarters)[: sizes[0]]
-                    centres = named_anchors(known, sizes[1], seed).to(labels.device)
+            if self.anchors > 0 and centres is None:  # once for the whole task
+                rows = None if self.names is None else of_outputs(self.names - self.names.mean(0), order, QUARTERS if turned else 1)
+                outputs, size = seen.logits.shape[1], seen.features.shape[1]
+                centres = anchors(outputs, size, seed) if rows is None else named_anchors(rows[:outputs], size, seed)
+                centres = centres.to(labels.device)
             loss = self._loss(whole, seen, names, count, outputs_of(own) if turned else own, before, earlier, centres)
             logits = seen.logits[: len(images)]
             return loss, logits[:, ::QUARTERS] if turned else logits  # how it does with upright images alone, which costs nothing more
@@ -194,8 +195,7 @@ class Rehearsal:
 def anchors(classes: int, size: int, seed: int) -> Tensor:
     """(K, F): a direction for each class, of root mean square 1; that of a class does not depend on how many there are."""
     drawn = [torch.randn(size, generator=seeds.generator(seed, "anchors", k)) for k in range(classes)]
-    unit: Tensor = F.normalize(torch.stack(drawn), dim=1)
-    return unit * math.sqrt(size)
+    return _of_size_one(torch.stack(drawn))
 
 
 def named_anchors(embeddings: Tensor, size: int, seed: int) -> Tensor:
@@ -204,8 +204,13 @@ def named_anchors(embeddings: Tensor, size: int, seed: int) -> Tensor:
     The angles between them are about those between the embeddings (Johnson, Lindenstrauss, 1984).
     """
     projection = torch.randn(embeddings.shape[1], size, generator=seeds.generator(seed, "anchors"))
-    unit: Tensor = F.normalize(embeddings @ projection, dim=1)
-    return unit * math.sqrt(size)
+    return _of_size_one(embeddings @ projection)
+
+
+def _of_size_one(rows: Tensor) -> Tensor:
+    """The same directions, of root mean square 1."""
+    unit: Tensor = F.normalize(rows, dim=1)
+    return unit * math.sqrt(rows.shape[1])
 
 
 def _among(logits: Tensor, labels: Tensor, task: Tensor) -> Tensor:

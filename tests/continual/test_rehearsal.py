@@ -141,9 +141,17 @@ def test_in_the_first_step_there_is_nothing_to_remember() -> None:
     torch.testing.assert_close(loss(memory=None, previous=None, **everything), PLAIN)
 
 
+def test_names_are_refused_where_nobody_looks_at_them(tmp_path: Path) -> None:
+    save_file({"embeddings": torch.randn(5, 7)}, file := tmp_path / "names.safetensors")
+    with pytest.raises(ConfigError, match=r"'embeddings' is '.*'; allowed: null where nothing is drawn to anchors \(anchors: 0\)"):
+        Rehearsal(**(OFF | {"embeddings": str(file)}))
+    with pytest.raises(ConfigError, match="'embeddings' is 'nowhere'; allowed: null, or a safetensors file"):
+        Rehearsal(**(OFF | {"embeddings": "nowhere", "anchors": 1.0}))
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("own", "new"), ("distil_own", -1.0), ("radius", -0.1), ("temperature", 0.0), ("batch_size", 0), ("embeddings", "nowhere")],
+    [("own", "new"), ("distil_own", -1.0), ("radius", -0.1), ("temperature", 0.0), ("batch_size", 0)],
 )
 def test_what_is_out_of_range_is_refused_by_name(key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"config key '{key}' is"):
