@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from given import Given
 
-from fedimpr.distillation import Distillation, LogitL1, Mining, Objective, SoftDivergence
+from fedimpr.distillation import Distillation, LogitL1, LogitMSE, Mining, Objective, SoftDivergence
 from fedimpr.synthesis import (
     AdversarialGenerator,
     ChannelExchange,
@@ -25,6 +25,7 @@ from fedimpr.training import LocalTraining
 from fedimpr.views import Augmentation, Dilated, Distorted, Views
 
 LONG = ", long"
+MUON = ", Muon"
 INHERITED = ", inherited"
 PLAIN = ("di", "ci", "soft_targeted")  # methods that look at the logits alone, and were published on a teacher without batch norm
 STILL = Views(shift=0.0, scale=(1.0, 1.0), rotation=0.0, flip=False)
@@ -34,9 +35,13 @@ STILL = Views(shift=0.0, scale=(1.0, 1.0), rotation=0.0, flip=False)
 class Learning:
     """A student's optimiser."""
 
-    optimizer: Literal["sgd", "adam"]
+    optimizer: Literal["sgd", "adam", "muon"]
     lr: float
     weight_decay: float
+    momentum: float = 0.9
+
+
+ORTHOGONAL = Learning("muon", 0.005, 0.0, 0.95)
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,8 @@ class Pair:
             rate times these factors.
         published: by method, the published accuracy.
         bfloat16: whether a CPU computes in bfloat16, too.
+        muon: methods whose student also takes Muon's steps towards the teacher's logits, by their squared difference, under the name
+            ``"<method>, Muon"``: passes and steps times these factors.
     """
 
     said: str
@@ -132,21 +139,27 @@ class Pair:
     long: Mapping[str, tuple[float, float, float]]
     published: Mapping[str, str]
     bfloat16: bool
+    muon: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def runs(self) -> dict[str, Callable[..., Run]]:
         """Every method's settings by name; ``tiny=True`` shrinks the budget to a few steps."""
 
         def made(name: str, tiny: bool) -> Run:
-            method = started(name).removesuffix(LONG)
+            method = started(name).removesuffix(LONG).removesuffix(MUON)
             passes, steps, rate = self.long[method] if name.endswith(LONG) else (1.0, 1.0, 1.0)
             learning = replace(self.budget.learning, lr=rate * self.budget.learning.lr)
-            budget = replace(self.budget, passes=int(passes * self.budget.passes), steps=int(steps * self.budget.steps), learning=learning)
+            budget = replace(self.budget, learning=learning)
+            if name.endswith(MUON):
+                passes, steps = self.muon[method]
+                budget = replace(budget, learning=ORTHOGONAL, objective=LogitMSE())
+            budget = replace(budget, passes=int(passes * budget.passes), steps=int(steps * budget.steps))
             small = replace(self.budget, passes=64, steps=4, batch=8, mined=8, dreaming=2, inversion=2, width=8)
             return RUNS[method](small if tiny else budget)
 
         names = [*RUNS, *(f"{name}{INHERITED}" for name in self.inherited)]
         names += [f"{name}{LONG}" for name in names if started(name) in self.long]
+        names += [f"{name}{MUON}" for name in self.muon]
         return {name: lambda tiny, name=name: made(name, tiny) for name in names}  # type: ignore[misc]
 
     def taught(self, name: str) -> str:
@@ -170,7 +183,7 @@ def learns(b: Budget, objective: Objective | None = None, views: Augmentation | 
     """How every student learns."""
     how = b.learning
     return Distillation(
-        steps=b.steps, batch_size=b.batch, optimizer=how.optimizer, lr=how.lr, momentum=0.9, weight_decay=how.weight_decay,
+        steps=b.steps, batch_size=b.batch, optimizer=how.optimizer, lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay,
         objective=objective or b.objective, views=views or b.views,
     )  # fmt: skip
 
@@ -343,6 +356,7 @@ PAIRS = {
         ),
         inherited=("di", "soft_targeted"),
         long={"real images": (1, 10, 1), "di": (6, 10, 1), "soft_targeted": (6, 10, 1), "cmi_warm": (4, 10, 1), "nayer": (2.5, 10, 0.5)},
+        muon={"real images": (1, 6), "di": (6, 6), "soft_targeted": (6, 6), "nayer": (2.5, 6)},
         published={"di, long": "98.77", "soft_targeted, long": "99.08", "dafl": "98.1", "dfad": "98.3"},
         bfloat16=False,
     ),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedimpr.devices import accelerated, device_of
+from fedimpr.distillation.muon import Muon
 from fedimpr.distillation.objectives import Objective
 from fedimpr.distillation.resuming import Clock, Saves, Work
 from fedimpr.errors import ConfigError, FedimprError
@@ -59,17 +60,17 @@ class Distillation:
     Attributes:
         steps: optimiser steps altogether.
         batch_size: impressions per step.
-        optimizer: ``"sgd"``, with Nesterov momentum, or ``"adam"``.
+        optimizer: ``"sgd"``, with Nesterov momentum, ``"adam"`` or ``"muon"``, see :class:`fedimpr.distillation.muon.Muon`.
         lr: peak learning rate; falls to zero along a cosine.
         momentum: in (0, 1); Adam's first beta, its second is 0.999.
-        weight_decay: >= 0.
+        weight_decay: >= 0; of Muon apart from the gradient.
         objective: what brings the student closer to the teacher.
         views: augmentation of the impressions, the same view for teacher and student.
     """
 
     steps: int
     batch_size: int
-    optimizer: Literal["sgd", "adam"]
+    optimizer: Literal["sgd", "adam", "muon"]
     lr: float
     momentum: float
     weight_decay: float
@@ -80,13 +81,15 @@ class Distillation:
         require(self, above_zero=("steps", "batch_size", "lr"), at_least_zero=("weight_decay",))
         if not 0 < self.momentum < 1:
             raise ConfigError("momentum", self.momentum, "a number in (0, 1)")
-        if self.optimizer not in ("sgd", "adam"):
-            raise ConfigError("optimizer", self.optimizer, "'sgd' or 'adam'")
+        if self.optimizer not in ("sgd", "adam", "muon"):
+            raise ConfigError("optimizer", self.optimizer, "'sgd', 'adam' or 'muon'")
 
     def optimiser_of(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         """The optimiser of a student's parameters."""
         if self.optimizer == "adam":
             return torch.optim.Adam(parameters, self.lr, (self.momentum, 0.999), weight_decay=self.weight_decay)
+        if self.optimizer == "muon":
+            return Muon(parameters, self.lr, self.momentum, self.weight_decay)
         return torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=True)
 
 

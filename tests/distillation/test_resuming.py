@@ -104,6 +104,7 @@ def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
     [
         ("di", {"optimizer": "sgd"}, False),
         ("di", {"optimizer": "adam"}, True),
+        ("di", {"optimizer": "muon"}, False),
         ("di", {"optimizer": "sgd", "objective": CRD}, False),
         ("cmi", {"optimizer": "adam", "objective": CRD}, False),  # a projection head and a memory
         ("fast", {"optimizer": "sgd"}, True),  # a generator, its optimiser and an average
