@@ -6,7 +6,7 @@ PyTorch's own takes matrices alone and counts in bfloat16, which many a CPU does
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -32,9 +32,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:  # type: ignore[override]
         """Move all parameters that have a gradient."""
-        assert closure is None, "one evaluation a step"
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
             for parameter in group["params"]:
