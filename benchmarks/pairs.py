@@ -148,18 +148,16 @@ class Pair:
         def made(name: str, tiny: bool) -> Run:
             method = started(name).removesuffix(LONG).removesuffix(MUON)
             passes, steps, rate = self.long[method] if name.endswith(LONG) else (1.0, 1.0, 1.0)
-            learning = replace(self.budget.learning, lr=rate * self.budget.learning.lr)
-            budget = replace(self.budget, learning=learning)
+            budget = replace(self.budget, learning=replace(self.budget.learning, lr=rate * self.budget.learning.lr))
             if name.endswith(MUON):
                 passes, steps = self.muon[method]
                 budget = replace(budget, learning=ORTHOGONAL, objective=LogitMSE())
             budget = replace(budget, passes=int(passes * budget.passes), steps=int(steps * budget.steps))
-            small = replace(self.budget, passes=64, steps=4, batch=8, mined=8, dreaming=2, inversion=2, width=8)
+            small = replace(budget, passes=64, steps=4, batch=8, mined=8, dreaming=2, inversion=2, width=8)
             return RUNS[method](small if tiny else budget)
 
         names = [*RUNS, *(f"{name}{INHERITED}" for name in self.inherited)]
-        names += [f"{name}{LONG}" for name in names if started(name) in self.long]
-        names += [f"{name}{MUON}" for name in self.muon]
+        names += [*(f"{name}{LONG}" for name in names if started(name) in self.long), *(f"{name}{MUON}" for name in self.muon)]
         return {name: lambda tiny, name=name: made(name, tiny) for name in names}  # type: ignore[misc]
 
     def taught(self, name: str) -> str:
