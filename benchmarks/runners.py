@@ -47,7 +47,7 @@ from sim.federation import build_model, strategy_of, warm_model  # noqa: E402
 from strategies import Nobody  # noqa: E402
 from strategies.records import Instruction, answer_to_record  # noqa: E402
 
-WORKERS, ROUNDS, IMAGES = 2, 6, 50
+WORKERS, ROUNDS, IMAGES = 2, 16, 50
 SIZES = {"1 k": [1000], "60 k": [6000] * 10, "10 MB": [250_000] * 10, "45 MB": [1_125_000] * 10}
 LENET = ["dataset=mnist", "model=lenet5", "training.epochs=1", "training.batch_size=25", "minimum=1", "evaluate_clients=false"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedimpr.errors import UpdateError
 
-BLOCK = 65_536  # elements that are looked at or summed at a time
+BLOCK = 131_072  # elements that are looked at or summed at a time
 TOGETHER, HELD = 8, 64 << 20  # updates that are summed in one go, and the bytes from which on fewer are
 
 
@@ -138,10 +138,11 @@ class Average:
         """Add what waits: block by block, and in each one after another."""
         at, widened = 0, torch.empty(BLOCK, dtype=torch.float64)  # a sum of two types would make room for this anew each time
         for blocks in zip(*(_blocks(tensors) for tensors, _ in self._waiting), strict=True):
-            into = self._sums[at : at + len(blocks[0])]
+            size = len(blocks[0])
+            into, wide = self._sums[at : at + size], widened[:size]
             for block, (_, times) in zip(blocks, self._waiting, strict=True):
-                into.add_(widened[: len(block)].copy_(block), alpha=times)
-            at += len(into)
+                into.add_(block if block.dtype == into.dtype else wide.copy_(block), alpha=times)
+            at += size
         self._waiting.clear()
 
     def weights(self, reference: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -29,7 +29,13 @@ from sim.grid import RUN_ID, SERVER_NODE  # noqa: E402
 from sim.ray_grid import PROJECT, RayGrid  # noqa: E402
 from sim.signals import signals_kept, signals_wait  # noqa: E402
 
-INLINE_BYTES = 500_000  # replies up to this size come with the message; LeNet-5 then takes half as long as through the object store
+SYSTEM = {
+    # Replies up to this size come with the message; LeNet-5 then takes half as long as through the object store.
+    "max_direct_call_object_size": 500_000,
+    # Models that nobody holds any more make room within this time. Ray's own second leaves room for those of ten rounds in between, and
+    # memory that was never used before takes five times as long to write to.
+    "free_objects_period_milliseconds": 10,
+}
 REACH_SECONDS = 5.0  # for a cluster's head to answer
 
 
@@ -156,7 +162,7 @@ def running(address: str | None, wanted: Mapping[str, str]) -> Iterator[Mapping[
     if ray.is_initialized():
         yield wanted
         return
-    own: dict[str, Any] = {"include_dashboard": False, "_system_config": {"max_direct_call_object_size": INLINE_BYTES}}
+    own: dict[str, Any] = {"include_dashboard": False, "_system_config": SYSTEM}
     try:
         try:
             if address is not None:  # Ray itself would try for minutes

@@ -142,6 +142,25 @@ print(starts == [vars(_ray.Node)[name] for name in _ray.SUPERFLUOUS])
 """
 
 
+ROOM = """
+import time, numpy, ray
+from sim.on_ray import running
+places = set()
+with running(None, {}):
+    for _ in range(6):
+        places.add(ray.get(ray.put(numpy.zeros(10 << 20, numpy.uint8))).ctypes.data)
+        time.sleep(0.1)
+print(len(places))
+"""
+
+
+@pytest.mark.ray
+def test_a_model_comes_where_one_was_that_nobody_holds() -> None:
+    """Six of 10 MB, a tenth of a second each: Ray's own second would give each a place of its own."""
+    ended = subprocess.run([sys.executable, "-c", ROOM], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert int(ended.stdout) <= 2, ended.stderr[-2000:]
+
+
 @pytest.mark.ray
 def test_a_ray_of_our_own_gives_workers_their_variables_and_starts_no_process_too_many() -> None:
     ended = subprocess.run([sys.executable, "-c", OWN], cwd=ROOT, capture_output=True, text=True, timeout=120)
