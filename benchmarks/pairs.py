@@ -22,7 +22,7 @@ from fedimpr.synthesis import (
 from fedimpr.synthesis.priors import Priors
 from fedimpr.synthesis.targets import ClassSimilarity, FeatureGaussian, OneHot
 from fedimpr.training import LocalTraining
-from fedimpr.views import Augmentation, Dilated, Distorted, Views
+from fedimpr.views import Augmentation, Dilated, Distorted, Superimposed, Views
 
 LONG = ", long"
 MUON = ", Muon"
@@ -117,14 +117,14 @@ class Pair:
         student: likewise.
         training: the teacher's stages of training, one after another; each is called with model, images and generator.
         budget: of every method.
-        inherited: methods that run, too, with a student that starts from the first units of every layer of its teacher and not from random
-            weights, under the name ``"<method>, inherited"``; all else is the same, and so are images that are mined without a look at it.
+        inherited: methods that run, too, with a student that starts from the first units of every layer of its teacher, under the name
+            ``"<method>, inherited"``; all else is the same, and so are images that are mined without a look at it.
         long: methods that run, however they start, at a larger budget, too, under the name ``"<method>, long"``: passes, steps and learning
             rate times these factors.
         published: by method, the published accuracy.
         bfloat16: whether a CPU computes in bfloat16, too.
-        muon: methods whose student also takes Muon's steps towards the teacher's logits, by their squared difference, under the name
-            ``"<method>, Muon"``: passes and steps times these factors.
+        muon: methods whose student also takes Muon's steps towards the teacher's logits, by their squared difference, from impressions that
+            lie over one another at times, under the name ``"<method>, Muon"``: passes and steps times these factors.
     """
 
     said: str
@@ -151,7 +151,8 @@ class Pair:
             budget = replace(self.budget, learning=replace(self.budget.learning, lr=rate * self.budget.learning.lr))
             if name.endswith(MUON):
                 passes, steps = self.muon[method]
-                budget = replace(budget, learning=ORTHOGONAL, objective=LogitMSE())
+                views, heavy = (Superimposed(share=0.3, views=views) for views in (budget.views, budget.heavy))
+                budget = replace(budget, learning=ORTHOGONAL, objective=LogitMSE(), views=views, heavy=heavy)
             budget = replace(budget, passes=int(passes * budget.passes), steps=int(steps * budget.steps))
             small = replace(budget, passes=64, steps=4, batch=8, mined=8, dreaming=2, inversion=2, width=8)
             return RUNS[method](small if tiny else budget)
@@ -258,7 +259,7 @@ def given(b: Budget, real: bool) -> Run:
     return Run(Given(real), Mining(images=count, before=0, portions=1, capacity=count), learns(b, views=b.local if real else b.heavy))
 
 
-SOFT = SoftDivergence(temperature=1.0)
+SOFT, KL = SoftDivergence(temperature=1.0), {"adversarial": 1.0, "adversarial_form": "kl"}
 RUNS: dict[str, Callable[[Budget], Run]] = {
     "real images": lambda b: given(b, real=True),
     "noise": lambda b: given(b, real=False),
@@ -277,10 +278,8 @@ RUNS: dict[str, Callable[[Budget], Run]] = {
     "spaceship": exchange,
     "nayer": noisy,
     "dafl": lambda b: game(b, 1, SOFT, confidence=1.0, balance=5.0, activation=0.1),
-    "zskt": lambda b: game(b, 10, SOFT, adversarial=1.0, adversarial_form="kl"),
-    "dfq": lambda b: game(
-        b, 1, SOFT, entropy=1.0, balance=1.0, batch_norm=1.0, batch_norm_form="divergence", adversarial=1.0, adversarial_form="kl"
-    ),
+    "zskt": lambda b: game(b, 10, SOFT, **KL),
+    "dfq": lambda b: game(b, 1, SOFT, entropy=1.0, balance=1.0, batch_norm=1.0, batch_norm_form="divergence", **KL),
     "dfad": lambda b: game(b, 5, LogitL1(), adversarial=1.0, adversarial_form="l1"),
 }
 
@@ -354,7 +353,7 @@ PAIRS = {
         ),
         inherited=("di", "soft_targeted"),
         long={"real images": (1, 10, 1), "di": (6, 10, 1), "soft_targeted": (6, 10, 1), "cmi_warm": (4, 10, 1), "nayer": (2.5, 10, 0.5)},
-        muon={"real images": (1, 6), "di": (6, 6), "soft_targeted": (6, 6), "nayer": (2.5, 6)},
+        muon={"real images": (1, 16), "di": (6, 16), "soft_targeted": (6, 16), "nayer": (2.5, 16)},
         published={"di, long": "98.77", "soft_targeted, long": "99.08", "dafl": "98.1", "dfad": "98.3"},
         bfloat16=False,
     ),

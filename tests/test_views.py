@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedimpr.errors import ConfigError
-from fedimpr.views import Dilated, Distorted, Views
+from fedimpr.views import Dilated, Distorted, Superimposed, Views
 
 STILL = {"shift": 0.0, "scale": (1.0, 1.0), "rotation": 0.0, "flip": False}
 
@@ -149,7 +149,29 @@ def test_about_the_given_share_of_images_is_dilated_and_all_are_viewed() -> None
     assert float(shrunk.mean((1, 2, 3)).max()) < 0.4  # a quarter of the canvas, and its soft edges
 
 
+def test_superimposed_images_are_the_brighter_of_two_of_the_batch() -> None:
+    """Image i has one pixel, the i-th, of brightness 1 - i / 4: it stays, and one more comes, unless an image is laid over itself."""
+    images = torch.diag(1 - torch.arange(4) / 4).view(4, 1, 2, 2)
+    laid = Superimposed(share=1.0, views=Views(**STILL))(images, generator())
+    assert bool((laid >= images).all())
+    added = (laid - images).flatten(1)  # of the other one, and nothing where an image met itself
+    for row in added:
+        assert sorted(row.tolist())[:3] == [0, 0, 0]
+    met = [int(row.argmax()) if row.max() > 0 else place for place, row in enumerate(added)]
+    assert sorted(met) == [0, 1, 2, 3]  # each is laid over one
+    assert all(row.max() in (0, 1 - place / 4) for place, row in zip(met, added, strict=True))
+
+
+def test_about_the_given_share_of_images_is_superimposed_and_all_are_viewed() -> None:
+    images = torch.rand(400, 1, 4, 4, generator=generator(1))
+    same = (Superimposed(share=0.3, views=Views(**STILL))(images, generator()) == images).flatten(1).all(1)
+    assert 240 < int(same.sum()) < 320  # 280 expected, deviation 9
+    shrunk = Superimposed(share=0.3, views=Views(**{**STILL, "scale": (4.0, 4.0)}))(torch.ones(20, 1, 16, 16), generator())
+    assert float(shrunk.mean((1, 2, 3)).max()) < 0.4  # a quarter of the canvas, and its soft edges
+
+
+@pytest.mark.parametrize("kind", [Dilated, Superimposed])
 @pytest.mark.parametrize("share", [-0.1, 1.1])
-def test_a_dilated_share_outside_the_unit_interval_is_refused(share: float) -> None:
+def test_a_share_outside_the_unit_interval_is_refused(kind: type, share: float) -> None:
     with pytest.raises(ConfigError, match="share"):
-        Dilated(share=share, views=Views(**STILL))
+        kind(share=share, views=Views(**STILL))
