@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from sim.config import composed, construct
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -75,3 +77,9 @@ def test_a_table_never_averages_runs_of_different_settings(methods: Any, tmp_pat
     text = methods.table(pair, held, tiny=False)
     assert "| di | 90.00 | 90.00 |" in text
     assert "| ci (earlier settings) | 60.00 | 60.00 |" in text
+
+
+@pytest.mark.parametrize(("method", "yaml", "objective"), [("di, long", "digits", "l1"), ("nayer, Muon", "strokes", "mse")])
+def test_the_yaml_of_a_row_says_how_its_student_learns(methods: Any, method: str, yaml: str, objective: str) -> None:
+    settings = composed(["dataset=mnist", f"distillation={yaml}", f"objective={objective}"])
+    assert construct(settings.distillation, "distillation") == methods.PAIRS["mnist"].runs[method](tiny=False).distillation
