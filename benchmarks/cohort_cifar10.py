@@ -1,13 +1,15 @@
 """The benchmark that simulators are compared by: CIFAR-10 over 1,000 clients of 50 images, beside pfl and Flower.
 
     OMP_NUM_THREADS=1 python benchmarks/cohort_cifar10.py --pfl /path/to/python/with/pfl
+    OMP_NUM_THREADS=1 python benchmarks/cohort_cifar10.py --device cuda --rounds 1500 --repeats 1
 
 pfl (Granqvist et al., NeurIPS 2024) runs this task in its own comparison: cohorts of 50, one epoch of five steps of batch 10 at rate 0.1,
 the average is the next model, two convolutions with dropout and 1,626,442 parameters (``model=cnn_dropout``). Here for 20 rounds on two
 cores: ours with two Ray workers and in process, 125 clients a node that sends the sum of its part of the cohort; pfl in one process with
 one thread and with two; Flower's FedAvg in Flower's simulation, 1,000 SuperNodes and two actors, with a plain PyTorch loop as its client.
 The accuracy on the test set after the last round stands beside the seconds, which count from the process's start. Three runs of each, or
-``--repeats``, in turn; medians.
+``--repeats``, in turn; medians. With ``--device cuda`` ours alone, where eight Ray workers share a GPU; pfl's own comparison has 1,500
+rounds.
 
 pfl's environment: ``python -m venv it && it/bin/pip install torch==2.13.0 pfl==0.6.0``.
 """
@@ -40,27 +42,31 @@ RUNS = {
     "pfl, 2 threads": ("pfl", 2),
     "Flower, 2 actors": ("flower", 1),
 }
+ON_A_GPU = {"fedimpr, Ray, 8 workers": ("ray", 1), "fedimpr, in process": ("local", 1)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pfl", help="a Python with pfl; without it, its rows say 'not measured'")
     parser.add_argument("--repeats", type=int, default=REPEATS, help="runs of each")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--tiny", action="store_true", help="one round, once, written nowhere but to the screen")
     parser.add_argument("--once", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    rounds = 1 if asked.tiny else ROUNDS
+    rounds = 1 if asked.tiny else asked.rounds
     if asked.once:
         how, file = asked.once
         opponents = {"pfl": by_pfl, "flower": by_flower}
-        print("took", json.dumps(opponents[how](file, rounds) if how in opponents else ours(how, rounds)), flush=True)
+        print("took", json.dumps(opponents[how](file, rounds) if how in opponents else ours(how, rounds, asked.device)), flush=True)
         return
+    runs = RUNS if asked.device == "cpu" else ON_A_GPU
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "cifar10.npz")
         write_images(file)
-        rows: dict[str, list[dict]] = {name: [] for name in RUNS}
+        rows: dict[str, list[dict]] = {name: [] for name in runs}
         for _ in range(1 if asked.tiny else asked.repeats):
-            for name, (how, threads) in RUNS.items():
+            for name, (how, threads) in runs.items():
                 if how != "pfl" or asked.pfl:
                     rows[name].append(measured(asked, how, threads, file))
                     print(f"{name:>24}  {rows[name][-1]['seconds']:7.1f} s  {100 * rows[name][-1]['accuracy']:.1f} %", flush=True)
@@ -68,15 +74,18 @@ def main() -> None:
         return
     from common import write
 
-    text = ["| simulator | seconds, 20 rounds | milliseconds a client | accuracy, % |", "|---|---|---|---|"]
-    for name, runs in rows.items():
-        seconds = median(run["seconds"] for run in runs) if runs else None
+    text = [f"| simulator | seconds, {rounds} rounds | milliseconds a client | accuracy, % |", "|---|---|---|---|"]
+    for name, done in rows.items():
+        seconds = median(run["seconds"] for run in done) if done else None
         cells = ["not measured", "", ""]
         if seconds is not None:
-            cells = [f"{seconds:.1f}", f"{1e3 * seconds / ROUNDS / COHORT:.0f}", f"{100 * median(run['accuracy'] for run in runs):.1f}"]
+            cells = [f"{seconds:.1f}", f"{1e3 * seconds / rounds / COHORT:.0f}", f"{100 * median(run['accuracy'] for run in done):.1f}"]
         text.append(f"| {name} | {' | '.join(cells)} |")
-    command = f"OMP_NUM_THREADS=1 python benchmarks/cohort_cifar10.py --pfl <python> --repeats {asked.repeats}"
-    write("cohort_cifar10", command, {"runs": rows}, "\n".join(text))
+    options = "--pfl <python>" if asked.device == "cpu" else "--device cuda"
+    options += f" --rounds {rounds}" if rounds != ROUNDS else ""
+    name = "cohort_cifar10" + "_cuda" * (asked.device == "cuda") + f"_{rounds}" * (rounds != ROUNDS)
+    command = f"OMP_NUM_THREADS=1 python benchmarks/cohort_cifar10.py {options} --repeats {asked.repeats}"
+    write(name, command, {"runs": rows}, "\n".join(text))
 
 
 def measured(asked: argparse.Namespace, how: str, threads: int, file: str) -> dict:
@@ -85,6 +94,7 @@ def measured(asked: argparse.Namespace, how: str, threads: int, file: str) -> di
     paths = "" if how == "pfl" else f"{here.parent}{os.pathsep}{here}"
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": paths}
     command = [asked.pfl if how == "pfl" else sys.executable, __file__, "--once", how, file, *(["--tiny"] if asked.tiny else [])]
+    command += ["--rounds", str(asked.rounds), "--device", asked.device]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     lines = [line for line in done.stdout.splitlines() if line.startswith("took ")]
     if done.returncode or not lines:
@@ -109,7 +119,7 @@ def write_images(file: str) -> None:
     np.savez(file, **arrays)
 
 
-def ours(runtime: str, rounds: int) -> dict:
+def ours(runtime: str, rounds: int, device: str) -> dict:
     """The command line's run."""
     from sim.config import composed, placed
     from sim.local import run_local
@@ -117,7 +127,9 @@ def ours(runtime: str, rounds: int) -> dict:
     from sim.results import read_rows
 
     with tempfile.TemporaryDirectory() as folder:
-        more = [f"output={folder}/run", f"rounds={rounds}", f"runtime={runtime}", *(["runtime.workers=2"] if runtime == "ray" else [])]
+        workers = ["runtime.workers=2"] if device == "cpu" else ["runtime.workers=8", "runtime.gpus_per_worker=0.125"]
+        more = [f"output={folder}/run", f"rounds={rounds}", f"evaluate_every={rounds}", f"runtime={runtime}", f"device={device}"]
+        more += workers if runtime == "ray" else []
         settings = placed(composed([*OURS, *more]))
         (run_on_ray if runtime == "ray" else run_local)(settings)
         accuracy = next(row.accuracy for row in read_rows(settings.folder / "summary.json") if row.method == "FedAvg")
