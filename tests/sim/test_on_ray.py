@@ -155,6 +155,7 @@ print(len(places))
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_model_comes_where_one_was_that_nobody_holds() -> None:
     """Six of 10 MB, a tenth of a second each: Ray's own second would give each a place of its own."""
     ended = subprocess.run([sys.executable, "-c", ROOM], cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -162,6 +163,7 @@ def test_a_model_comes_where_one_was_that_nobody_holds() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_ray_of_our_own_gives_workers_their_variables_and_starts_no_process_too_many() -> None:
     ended = subprocess.run([sys.executable, "-c", OWN], cwd=ROOT, capture_output=True, text=True, timeout=120)
     yielding, variables, processes, restored = ended.stdout.splitlines()
