@@ -34,8 +34,7 @@ class Views:
     flip: bool
 
     def __post_init__(self) -> None:
-        if not 0 <= self.shift <= 1:
-            raise ConfigError("shift", self.shift, "a number in [0, 1]")
+        _check_share("shift", self.shift)
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
             raise ConfigError("scale", self.scale, "two numbers, 0 < least <= largest")
         if not 0 <= self.rotation <= 180:
@@ -90,8 +89,7 @@ class Distorted:
     views: Views
 
     def __post_init__(self) -> None:
-        if not 0 <= self.blur <= 1:
-            raise ConfigError("blur", self.blur, "a number in [0, 1]")
+        _check_share("blur", self.blur)
         if self.contrast < 1:
             raise ConfigError("contrast", self.contrast, "a number >= 1")
 
@@ -122,14 +120,12 @@ class Dilated:
     views: Augmentation
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise ConfigError("share", self.share, "a number in [0, 1]")
+        _check_share("share", self.share)
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Changed images (N, C, H, W)."""
         source = seeds.on_device(generator, images.device)
-        chosen = torch.rand(len(images), 1, 1, 1, generator=source, device=images.device) < self.share
-        return self.views(torch.where(chosen, _brightest(images), images), source)
+        return self.views(torch.where(_chosen(images, self.share, source), _brightest(images), images), source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,15 +145,24 @@ class Superimposed:
     views: Augmentation
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise ConfigError("share", self.share, "a number in [0, 1]")
+        _check_share("share", self.share)
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Changed images (N, C, H, W)."""
         source = seeds.on_device(generator, images.device)
-        chosen = torch.rand(len(images), 1, 1, 1, generator=source, device=images.device) < self.share
+        chosen = _chosen(images, self.share, source)
         other = images[torch.randperm(len(images), generator=source, device=images.device)]
         return self.views(torch.where(chosen, torch.maximum(images, other), images), source)
+
+
+def _check_share(key: str, share: float) -> None:
+    if not 0 <= share <= 1:
+        raise ConfigError(key, share, "a number in [0, 1]")
+
+
+def _chosen(images: Tensor, share: float, source: torch.Generator) -> Tensor:
+    """Which images (N, 1, 1, 1) are of a random share."""
+    return torch.rand(len(images), 1, 1, 1, generator=source, device=images.device) < share
 
 
 def _brightest(images: Tensor) -> Tensor:

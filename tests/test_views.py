@@ -141,14 +141,6 @@ def test_dilation_makes_a_line_three_pixels_wide() -> None:
     torch.testing.assert_close(Dilated(share=1.0, views=Views(**STILL))(line, generator())[0, 0], expected)
 
 
-def test_about_the_given_share_of_images_is_dilated_and_all_are_viewed() -> None:
-    images = torch.rand(400, 1, 4, 4, generator=generator(1))
-    same = (Dilated(share=0.3, views=Views(**STILL))(images, generator()) == images).flatten(1).all(1)
-    assert 240 < int(same.sum()) < 320  # 280 expected, deviation 9
-    shrunk = Dilated(share=0.3, views=Views(**{**STILL, "scale": (4.0, 4.0)}))(torch.ones(20, 1, 16, 16), generator())
-    assert float(shrunk.mean((1, 2, 3)).max()) < 0.4  # a quarter of the canvas, and its soft edges
-
-
 def test_superimposed_images_are_the_brighter_of_two_of_the_batch() -> None:
     """Image i has one pixel, the i-th, of brightness 1 - i / 4: it stays, and one more comes, unless an image is laid over itself."""
     images = torch.diag(1 - torch.arange(4) / 4).view(4, 1, 2, 2)
@@ -162,11 +154,12 @@ def test_superimposed_images_are_the_brighter_of_two_of_the_batch() -> None:
     assert all(row.max() in (0, 1 - place / 4) for place, row in zip(met, added, strict=True))
 
 
-def test_about_the_given_share_of_images_is_superimposed_and_all_are_viewed() -> None:
+@pytest.mark.parametrize("kind", [Dilated, Superimposed])
+def test_about_the_given_share_of_images_is_changed_and_all_are_viewed(kind: type) -> None:
     images = torch.rand(400, 1, 4, 4, generator=generator(1))
-    same = (Superimposed(share=0.3, views=Views(**STILL))(images, generator()) == images).flatten(1).all(1)
+    same = (kind(share=0.3, views=Views(**STILL))(images, generator()) == images).flatten(1).all(1)
     assert 240 < int(same.sum()) < 320  # 280 expected, deviation 9
-    shrunk = Superimposed(share=0.3, views=Views(**{**STILL, "scale": (4.0, 4.0)}))(torch.ones(20, 1, 16, 16), generator())
+    shrunk = kind(share=0.3, views=Views(**{**STILL, "scale": (4.0, 4.0)}))(torch.ones(20, 1, 16, 16), generator())
     assert float(shrunk.mean((1, 2, 3)).max()) < 0.4  # a quarter of the canvas, and its soft edges
 
 
