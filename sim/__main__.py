@@ -27,11 +27,15 @@ failures: list[str] = []
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
 def hydra_main(config: DictConfig) -> None:
-    """One run; of a sweep, one point. What fails is told in one line and does not keep the next point from running."""
+    """One run; of a sweep, one point. What fails is told in one line and does not keep the next point from running, unless one debugs."""
+    debug = False
     try:
         settings = placed(from_tree(OmegaConf.to_container(config, resolve=True)))  # type: ignore[arg-type]
+        debug = settings.runtime.get("debug") is True
         run(settings, HydraConfig.get().overrides.task)
     except (FedimprError, OmegaConfBaseException) as error:
+        if debug:
+            raise  # for its traceback, or the debugger
         failed(error)
 
 

@@ -40,14 +40,20 @@ def who(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """The updates of those partitions of this node that take part, or their sum; an error reply where there is nothing to begin with."""
+    """The updates of those partitions of this node that take part, or their sum; an error reply where there is nothing to begin with.
+
+    Where the run config says ``debug``, whatever goes wrong is raised.
+    """
+    debug = bool(context.run_config.get("debug"))
     try:
         asked = Instruction.from_record(message.content)
         settings, reasons = settings_of(asked.settings), dict[int, str]()
         partitions = hosted(settings, int(context.node_config["partition-id"]), asked.cohort)
-        updates = train_partitions(settings, partitions, asked, reasons, context.state)
+        updates = train_partitions(settings, partitions, asked, reasons, context.state, debug=debug)
         return Message(answer_to_record(updates, reasons, sums=asked.sums), reply_to=message)
     except Exception as error:
+        if debug:
+            raise
         return Message(Error(CLIENT_APP_RAISED, reason(error)), reply_to=message)
 
 
@@ -57,11 +63,11 @@ def hosted(settings: Settings, place: int, cohort: Iterable[int]) -> list[int]:
 
 
 def train_partitions(
-    settings: Settings, partitions: Iterable[int], asked: Instruction, reasons: dict[int, str], state: RecordDict
+    settings: Settings, partitions: Iterable[int], asked: Instruction, reasons: dict[int, str], state: RecordDict, *, debug: bool = False
 ) -> Iterator[Update]:
     """Train one partition after another; why one cannot be trained, or its update cannot be used in a sum, goes to ``reasons``.
 
-    What their training keeps is found in ``state``, and left there.
+    What their training keeps is found in ``state``, and left there. With ``debug`` it is raised, with a note on client, round and stage.
     """
     for partition in partitions:
         try:
@@ -76,6 +82,9 @@ def train_partitions(
                 update.check(asked.weights)
             yield update
         except Exception as error:
+            if debug:
+                error.add_note(f"client {partition}, round {asked.round}, local training")
+                raise
             reasons[partition] = reason(error)
 
 

@@ -180,8 +180,8 @@ def answer(client_app: ClientApp, message: Message, context: Context) -> Message
     """One client's turn.
 
     The client gets records of its own, as it would from a wire: what it does to them reaches neither the server nor the next client. An
-    exception becomes an error reply whose reason is the exception's text in one line; its traceback is logged at level DEBUG.
-    ``KeyboardInterrupt`` and ``SystemExit`` pass through.
+    exception becomes an error reply whose reason is the exception's text in one line; its traceback is logged at level DEBUG. Where the
+    run config says ``debug``, it passes through. ``KeyboardInterrupt`` and ``SystemExit`` always do.
     """
     content = message.content
     try:
@@ -191,6 +191,8 @@ def answer(client_app: ClientApp, message: Message, context: Context) -> Message
             raise TypeError(f"the client app returned {type(reply).__name__}, not a Message")
         return reply
     except Exception as error:
+        if context.run_config.get("debug"):
+            raise
         logger.debug("the node at place %s failed", context.node_config["partition-id"], exc_info=True)
         return Message(Error(_flwr.CLIENT_APP_RAISED, reason(error)), reply_to=message)
     finally:

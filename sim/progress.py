@@ -94,6 +94,13 @@ class Progress:
             if not self._live:
                 self.console.print(Text(self._line(state, now)), soft_wrap=True)
 
+    def where(self) -> str:
+        """How far the work has come, in a line: ``"round 2 of 5; the last that was heard of: mining di, 20 of 1000 steps"``."""
+        round, _, _ = self.work.told(time.monotonic())
+        last = self.work.stages.get(self.work.current)
+        heard = f"the last that was heard of: {last.name}, {last.done} of {last.total} {last.unit}" if last else ""
+        return "; ".join(filter(None, (round, heard)))
+
     def _line(self, state: Stage, now: float) -> str:
         round, elapsed, rest = self.work.told(now)
         left = f"{duration(state.left)} left" if state.left is not None else ""

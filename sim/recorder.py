@@ -28,6 +28,7 @@ from sim.by_task import INITIAL, score, write_matrices
 from sim.config import Settings
 from sim.curves import write_curves
 from sim.federation import build_model, course_of, dataset_of, device_of, partition_of, rounds_of
+from sim.grid import reason
 from sim.progress import Progress
 from sim.results import MEASURED, NEIGHBOURS, Row, RunFolder, Sheet, Status, peak_memory_mb, read_metrics, read_rows, replace_file
 from sim.signals import interrupted
@@ -89,6 +90,8 @@ class Recorder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.bar.__exit__(kind, error, trace)
+        if isinstance(error, Exception) and not isinstance(error, FedimprError):  # ours say themselves where they come from
+            error.add_note(self.bar.where() or "before the first round")
         status: Status = "finished" if error is None else "interrupted" if interrupted(error) else "failed"
         try:
             self._conclude(status, error)
@@ -101,7 +104,8 @@ class Recorder:
 
     def _conclude(self, status: Status, error: BaseException | None) -> None:
         facts = {"excluded": self.exclusions, "seed": self.settings.seed, "config_hash": self.settings.hash()}
-        self.folder.finish(status, error=None if error is None else str(error) or type(error).__name__, **facts)
+        told = None if error is None else "; ".join([reason(error), *getattr(error, "__notes__", ())])
+        self.folder.finish(status, error=told, **facts)
         from sim import plots, report  # matplotlib takes a second to import: only when there is something to draw
 
         manifest = self.partition.manifest

@@ -34,6 +34,15 @@ def test_wrong_input_is_one_line_and_status_1(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_what_a_client_raises_comes_with_its_traceback_where_one_debugs(tmp_path: Path) -> None:
+    """And the lines behind it say which client it was, and when."""
+    asked = overrides("training._target_=tests.sim.troubled_training.Raises", "strategy=fedavg", f"output='{tmp_path}'")
+    ended = run(*asked, "runtime.debug=true")
+    *_, error, client, far = ended.stderr.splitlines()
+    assert ended.returncode == 1 and "troubled_training.py" in ended.stderr
+    assert (error, client) == ("ValueError: out of coffee", "client 0, round 1, local training") and far.startswith("round 1 of 1")
+
+
 @pytest.mark.slow
 def test_a_sweep_runs_every_point_and_one_bad_point_costs_only_itself(tmp_path: Path) -> None:
     points = overrides("seed=0,-1,1", f"output='{tmp_path}/${{seed}}'", f"hydra.sweep.dir='{tmp_path}/sweep'", methods=["di"])

@@ -123,6 +123,22 @@ def test_state_lasts_and_belongs_to_one_node() -> None:
     assert turns == [3, 1]
 
 
+def test_what_a_client_raises_passes_through_where_one_debugs() -> None:
+    from sim.grid import LocalGrid
+
+    g = LocalGrid(app, 3, {"debug": True})
+    nodes = g.get_node_ids()
+    for place, error, text in (
+        (0, FedimprError, "^client 0, round 1, training: loss is nan"),
+        (1, ValueError, "two"),
+        (2, TypeError, "None"),
+    ):
+        with pytest.raises(error, match=text):
+            g.send_and_receive(ask(g, "query.fail", [nodes[place]]))
+    (reply,) = g.send_and_receive(ask(g, "query", [nodes[0]]))
+    assert reply.content["who"]["partition"] == 0, "it answers the next message"
+
+
 def test_every_client_sees_the_run_config() -> None:
     g = grid(2)
     assert [dict(m.content["config"]) for m in g.send_and_receive(ask(g, "query.config"))] == [{"overrides": "[]"}] * 2

@@ -271,6 +271,50 @@ def test_a_bad_client_is_left_out_while_the_minimum_holds(tmp_path: Path, how: s
     assert reason.split(" (")[0] in (tmp_path / "report.html").read_text().replace("&#x27;", "'")
 
 
+@pytest.mark.parametrize("sums", ["", "strategy.partial_sums=true"])
+def test_what_a_client_raises_ends_a_run_that_is_debugged_and_it_goes_on_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sums: str
+) -> None:
+    train = client_app.train_partition
+
+    def raises(settings: Settings, partition: int, asked: Instruction, kept: dict[str, Tensor]) -> Update:
+        if (partition, asked.round) == (1, 2):
+            raise IndexError("no such label")
+        return train(settings, partition, asked, kept)
+
+    asked = ["strategy=fedavg", "rounds=2", "clients_per_node=2", "evaluate_clients=false", *filter(None, [sums])]
+    run_local(tiny(tmp_path / "undisturbed", *asked))
+    monkeypatch.setattr(client_app, "train_partition", raises)
+    with pytest.raises(IndexError) as told:
+        run_local(tiny(tmp_path / "debugged", *asked, "runtime.debug=true"))
+    assert told.traceback[-1].name == "raises", "a debugger stops there"
+    where, how_far = told.value.__notes__
+    assert where == "client 1, round 2, local training" and how_far.startswith("round 2 of 2; the last that was heard of: training clients")
+    run = read(tmp_path / "debugged", "run.json")
+    assert run["status"] == "failed" and run["error"].startswith(
+        "IndexError: no such label; client 1, round 2, local training; round 2 of 2"
+    )
+    monkeypatch.undo()
+    run_local(tiny(tmp_path / "debugged", *asked, f"resume='{tmp_path / 'debugged'}'"))
+    assert_same(tmp_path / "debugged", tmp_path / "undisturbed")
+
+
+def test_what_fails_on_the_server_says_how_far_the_run_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluate(*_: object) -> None:
+        raise IndexError("no such image")
+
+    monkeypatch.setattr(recorder, "evaluate", evaluate)
+    with pytest.raises(IndexError) as told:
+        run_local(tiny(tmp_path, "strategy=fedavg", "evaluate_clients=false"))
+    assert told.value.__notes__ == ["round 1 of 1; the last that was heard of: training clients, 3 of 3 clients"]
+
+
+def test_a_wrong_setting_of_the_runner_is_one_line(tmp_path: Path) -> None:
+    for setting, allowed in (("threads=0", "an integer >= 1"), ("debug=1", "true or false")):
+        with pytest.raises(ConfigError, match=f"'runtime.{setting.split('=')[0]}' is .*; allowed: {allowed}"):
+            run_local(tiny(tmp_path, f"runtime.{setting}"))
+
+
 @pytest.mark.parametrize("how", REASONS)
 def test_below_the_minimum_the_run_stops_and_says_why(tmp_path: Path, how: str) -> None:
     with pytest.raises(UpdateError, match=f"2 good updates of 3, below strategy.minimum_updates = 3; first: {REASONS[how]}"):
