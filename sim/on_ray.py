@@ -50,6 +50,7 @@ class Runtime:
         workers: how many; ``None`` means as many as the cluster has room for, and no more than nodes.
         cpus_per_worker: that Ray sets aside for a worker, > 0; it computes with one thread in any case.
         gpus_per_worker: the same, >= 0, and a whole number above 1. Workers without see no GPU.
+        cpu_workers: how many more without a share of a GPU, beside those with one, >= 0; ``None`` means as many as there is still room for.
         turn_seconds: a client's turn that takes longer is taken for hung, > 0.
         server_work: who does the synthesis and distillation of several methods: the server, one after another (``"here"``), or the
             ``"workers"`` side by side.
@@ -61,6 +62,7 @@ class Runtime:
     workers: int | None
     cpus_per_worker: float
     gpus_per_worker: float
+    cpu_workers: int | None
     turn_seconds: float
     server_work: Literal["here", "workers"]
 
@@ -79,6 +81,10 @@ class Runtime:
             raise ConfigError("threads", self.threads, f"at most cpus_per_worker={self.cpus_per_worker:g} with server_work=workers")
         if not 0 <= self.gpus_per_worker < math.inf or (self.gpus_per_worker > 1 and self.gpus_per_worker != int(self.gpus_per_worker)):
             raise ConfigError("gpus_per_worker", self.gpus_per_worker, "a number in [0, 1], or a whole number: Ray gives shares of one GPU")
+        if self.cpu_workers is not None and self.cpu_workers < 0:
+            raise ConfigError("cpu_workers", self.cpu_workers, "null or an integer >= 0")
+        if self.cpu_workers != 0 and not self.gpus_per_worker:
+            raise ConfigError("cpu_workers", self.cpu_workers, "0 with gpus_per_worker=0: then all workers are without a GPU")
 
 
 def run_on_ray(settings: Settings) -> None:
@@ -91,16 +97,20 @@ def run_on_ray(settings: Settings) -> None:
     runtime: Runtime = call(Runtime, settings.runtime, "runtime")
     if settings.device == "cuda" and not runtime.gpus_per_worker:
         raise ConfigError("runtime.gpus_per_worker", runtime.gpus_per_worker, "a number > 0 where device=cuda")
+    if settings.device == "cuda" and runtime.cpu_workers != 0:
+        raise ConfigError("runtime.cpu_workers", runtime.cpu_workers, "0 where device=cuda")
     run_config: UserConfig = {"settings": settings.to_json()}
     _import_meanwhile("sim.server_app")
     with running(runtime.address, variables(runtime)) as given:
+        workers, cpu_workers = room(runtime, ray.cluster_resources(), settings.nodes)
         grid = RayGrid(
             "sim.client_app:app",
             settings.nodes,
             run_config,
-            workers=room(runtime, ray.cluster_resources(), settings.nodes),
+            workers=workers,
             cpus=runtime.cpus_per_worker,
             gpus=runtime.gpus_per_worker,
+            cpu_workers=cpu_workers,
             turn_seconds=runtime.turn_seconds,
             variables=given,
             tree=PROJECT if runtime.address is None else None,
@@ -115,15 +125,15 @@ def run_on_ray(settings: Settings) -> None:
             server_app.app(grid, context)
 
 
-def room(runtime: Runtime, resources: Mapping[str, float], nodes: int) -> int:
-    """How many workers to start on a cluster with these resources.
+def room(runtime: Runtime, resources: Mapping[str, float], nodes: int) -> tuple[int, int]:
+    """How many workers to start on a cluster with these resources, and how many of ``runtime.cpu_workers`` beside them.
 
     Raises:
-        ConfigError: there is no room for one, or not for as many as ``runtime.workers``.
+        ConfigError: there is no room for one, or not for as many as are asked for.
     """
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     has = f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs"
-    most = int(cpus / runtime.cpus_per_worker + 1e-9)
+    most = fit = int(cpus / runtime.cpus_per_worker + 1e-9)
     if share := runtime.gpus_per_worker:
         most = min(most, int(gpus) * int(1 / share + 1e-9) if share <= 1 else int(gpus / share))
     if most < 1:
@@ -131,7 +141,11 @@ def room(runtime: Runtime, resources: Mapping[str, float], nodes: int) -> int:
         raise ConfigError(f"runtime.{key}", getattr(runtime, key), f"what leaves room for one worker; {has}")
     if runtime.workers is not None and runtime.workers > most:
         raise ConfigError("runtime.workers", runtime.workers, f"at most {most} of this size; {has}")
-    return min(runtime.workers or most, nodes)
+    workers = min(runtime.workers or most, nodes)
+    left = fit - workers
+    if runtime.cpu_workers is not None and runtime.cpu_workers > left:
+        raise ConfigError("runtime.cpu_workers", runtime.cpu_workers, f"at most {left} beside {workers} with a share of a GPU; {has}")
+    return workers, min(left if runtime.cpu_workers is None else runtime.cpu_workers, nodes - workers)
 
 
 def variables(runtime: Runtime) -> dict[str, str]:
@@ -139,8 +153,6 @@ def variables(runtime: Runtime) -> dict[str, str]:
     found = {**{key: os.environ.get(key, value) for key, value in QUIET.items()}, "OMP_NUM_THREADS": "1"}
     if runtime.address is None:
         found["PYTHONPATH"] = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    if not runtime.gpus_per_worker:
-        found["CUDA_VISIBLE_DEVICES"] = ""
     return found
 
 

@@ -1,6 +1,7 @@
-"""A supervised pool of Ray actors.
+"""A supervised pool of Ray actors, of one kind or several.
 
-Work is dealt longest first. A worker that dies or hangs is replaced, and what it was at goes to another one, once.
+Work is dealt longest first; workers of a slower kind get the shortest, as long as that saves time. A worker that dies or hangs is replaced,
+and what it was at goes to another one, once.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import logging
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from ray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError
 
 from fedimpr.errors import FedimprError
 from sim.grid import OUT_OF_MEMORY, reason
+from sim.paces import Paces
 
 LIVES = 2  # workers that a turn may take along before it is given up
 # Turns shorter than this are dealt one ahead, so that a worker need not wait for its next while the server is busy with its last: quick
@@ -32,6 +34,21 @@ LOOK_SECONDS = 0.5  # between two looks at turns that take too long
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Kind:
+    """Workers that are alike.
+
+    Attributes:
+        name: e.g. ``"gpu"``.
+        start: starts one: an actor with the methods ``up()`` and those that turns name, see :class:`Turn`.
+        workers: how many, >= 1.
+    """
+
+    name: str
+    start: Callable[[], Any]
+    workers: int
+
+
 @dataclass(kw_only=True, eq=False)
 class Turn:
     """One piece of work.
@@ -39,9 +56,12 @@ class Turn:
     Attributes:
         arguments: what the worker's method gets. It returns ``(seconds, result)``; the seconds are those of the work alone.
         predicted: seconds that it will take; ``None`` where nobody knows.
+        seen_on: the kind of worker that this prediction is for; ``None``: for any.
+        only: the kind of worker that can do it; others may once there is none that is up, or on its way. ``None``: any.
         method: of the worker.
         limited: whether it is taken for hung where it takes long.
-        seconds: that it took.
+        seconds: that it took; ``None`` where that tells nothing, as of a worker's first turn among unlike workers: it gets warm.
+        done_on: the kind of worker that did it.
         result: what came back; ``None`` where it failed.
         failure: why it failed, in one line.
         losses: why it lost a worker, each in one line.
@@ -49,17 +69,20 @@ class Turn:
 
     arguments: tuple[Any, ...]
     predicted: float | None
+    seen_on: str | None = None
+    only: str | None = None
     method: str = "turn"
     limited: bool = True
     seconds: float | None = None
+    done_on: str | None = None
     result: Any = None
     failure: str | None = None
     losses: list[str] = field(default_factory=list)
 
 
-def longest_first(turns: Iterable[Turn]) -> list[Turn]:
+def longest_first(turns: Iterable[Turn], seconds: Callable[[Turn], float | None] = lambda turn: turn.predicted) -> list[Turn]:
     """Turns in the order in which they are dealt: unknown ones in the order given, then the longest first."""
-    return sorted(turns, key=lambda turn: float("-inf") if turn.predicted is None else -turn.predicted)
+    return sorted(turns, key=lambda turn: float("-inf") if (known := seconds(turn)) is None else -known)
 
 
 class Pool:
@@ -70,22 +93,22 @@ class Pool:
     get work: otherwise two workers that died together could take the same turn along.
 
     Args:
-        start: starts a worker: an actor with the methods ``up()`` and those that turns name, see :class:`Turn`.
-        workers: how many, >= 1.
+        kinds: of the workers, one or several.
         turn_seconds: a turn that takes longer is taken for hung.
     """
 
-    def __init__(self, start: Callable[[], Any], workers: int, turn_seconds: float) -> None:
-        self._start, self._turn_seconds = start, turn_seconds
+    def __init__(self, kinds: Sequence[Kind], turn_seconds: float) -> None:
+        self._kinds, self._turn_seconds, self._paces = kinds, turn_seconds, Paces()
         self._waiting: deque[Turn] = deque()
         self._latest: float | None = None  # seconds of the last turn that was answered
         self._failed_starts = 0
         self._killed = killed_for_memory()
-        self._workers = [_Worker(start()) for _ in range(workers)]
+        self._workers = [_Worker(kind) for kind in kinds for _ in range(kind.workers)]
 
     def add(self, turns: Iterable[Turn]) -> None:
         """Take turns on, and deal what can be dealt."""
-        self._waiting = deque(longest_first([*self._waiting, *turns]))
+        waiting = [*self._waiting, *turns]
+        self._waiting = deque(longest_first(waiting) if self._alike else longest_first(waiting, self._on_first))
         self._deal()
 
     def withdraw(self, turn: Turn) -> bool:
@@ -131,8 +154,52 @@ class Pool:
                     and worker.asked is None
                     and len(worker.turns) == depth
                     and (depth == 0 or self._ahead(worker.turns[0][0]))
+                    and (place := self._place(worker)) is not None
                 ):
-                    worker.deal(self._waiting.popleft())
+                    turn = self._waiting[place]
+                    del self._waiting[place]
+                    worker.deal(turn)
+
+    def _place(self, worker: _Worker) -> int | None:
+        """Where in the line the turn stands that a worker should take: the first that it can. Where it is of a slower kind, the last, and
+        none at all where the fastest ones will be through with all that waits before it would be with that one.
+        """
+        if self._alike and self._waiting[0].only is None:
+            return 0
+        line = range(len(self._waiting))
+        first = next((i for i in line if self._can(worker, self._waiting[i])), None)
+        fastest = self._paces.faster_than(worker.kind.name)
+        fast = [other for other in self._workers if other.kind.name == fastest and other.known]
+        if first is None or fastest is None or not fast or self._waiting[first].only is not None:
+            return first
+        last = next(i for i in reversed(line) if self._can(worker, self._waiting[i]))
+        own = self._left(worker) + self._seconds(self._waiting[last], worker.kind.name)
+        theirs = sum(map(self._left, fast)) + sum(self._seconds(turn, fastest) for turn in self._waiting)
+        return last if own <= theirs / len(fast) else None
+
+    @property
+    def _alike(self) -> bool:
+        return len(self._kinds) == 1
+
+    def _on_first(self, turn: Turn) -> float | None:
+        """What a turn will take on the first kind; what it took on another one, where nobody knows."""
+        known = turn.predicted
+        return known if known is None else self._paces.seconds(self._kinds[0].name, known, turn.seen_on) or known
+
+    def _can(self, worker: _Worker, turn: Turn) -> bool:
+        """Whether a worker may take a turn."""
+        return turn.only in (None, worker.kind.name) or not any(
+            other.kind.name == turn.only and (other.known or time.monotonic() - other.since < START_SECONDS) for other in self._workers
+        )
+
+    def _seconds(self, turn: Turn, kind: str) -> float:
+        """What a turn will take on a kind; nothing where nobody knows."""
+        return self._paces.seconds(kind, turn.predicted, turn.seen_on) or 0.0
+
+    def _left(self, worker: _Worker) -> float:
+        """Seconds that a worker will still be at what it has."""
+        seconds = sum(self._seconds(turn, worker.kind.name) for turn, _ in worker.turns)
+        return max(0.0, seconds - (time.monotonic() - worker.since)) if worker.turns else 0.0
 
     def _ahead(self, turn: Turn) -> bool:
         """Whether the next turn may wait behind this one."""
@@ -159,7 +226,13 @@ class Pool:
             return []
         turn, _ = worker.turns.popleft()
         turn.seconds, turn.result = said
-        self._latest = turn.seconds
+        turn.done_on, self._latest = worker.kind.name, turn.seconds
+        if turn.seconds is not None and not self._alike:
+            if worker.warm:
+                turn.seconds = max(turn.seconds, 1e-6)
+                self._paces.learn(worker.kind.name, turn.seconds, turn.predicted, turn.seen_on)
+            else:
+                turn.seconds, worker.warm = None, True
         return [turn]
 
     def _blamed(self, why: str) -> str:
@@ -201,7 +274,7 @@ class Pool:
         for other in self._workers:
             if other.awaited is None:
                 other.ask()
-        self._workers.append(_Worker(self._start()))
+        self._workers.append(_Worker(worker.kind))
         for turn in given_up:
             turn.failure = "the worker died twice: " + " and then: ".join(dict.fromkeys(turn.losses))
         return given_up
@@ -210,9 +283,10 @@ class Pool:
 class _Worker:
     """An actor and what it was asked for."""
 
-    def __init__(self, actor: Any) -> None:
-        self.actor = actor
+    def __init__(self, kind: Kind) -> None:
+        self.kind, self.actor = kind, kind.start()
         self.known = False  # whether it has ever been up
+        self.warm = False  # whether it has ever done a turn
         self.asked: Any = None  # whether it is up; nothing, where it has answered
         self.turns: deque[tuple[Turn, Any]] = deque()
         self.since = 0.0  # when it last began something, by the monotonic clock

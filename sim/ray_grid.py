@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import math
+import os
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -20,10 +21,11 @@ from fedimpr.errors import FedimprError
 from sim import _flwr
 from sim.environment import hold_memory
 from sim.grid import OUT_OF_MEMORY, OwnGrid, answer, make_contexts
-from sim.pool import Pool, Turn, one_line
+from sim.pool import Kind, Pool, Turn, one_line
 
 PULL_SECONDS = 1.0  # that a pull waits for the first reply: who asks again and again loses no time in between, and is not kept long
 REASONS = "failed"  # strategies.records.REASONS, whose module imports PyTorch
+CPU, GPU = "cpu", "gpu"  # kinds of workers: without a share of a GPU, and with one
 KEPT = 4  # contents that a worker remembers; a round has two, with and without weights
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -37,11 +39,16 @@ class Worker:
         nodes: as for the grid.
         run_config: as for the grid.
         tree: the folder that this code has to come from; ``None`` takes any.
+        gpu: whether it has a share of one; without, it sees none.
     """
 
-    def __init__(self, client_app: str, nodes: int, run_config: Mapping[str, UserConfigValue], tree: Path | None) -> None:
+    def __init__(
+        self, client_app: str, nodes: int, run_config: Mapping[str, UserConfigValue], tree: Path | None, *, gpu: bool = False
+    ) -> None:
         if tree not in (None, PROJECT):
             raise FedimprError("the workers import fedimpr from another folder", value=str(PROJECT), remedy="Start from another folder.")
+        if not gpu:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         hold_memory()
         import torch  # by workers only: the server starts them before it imports what takes long
 
@@ -127,6 +134,7 @@ class RayGrid(OwnGrid):
         workers: how many, >= 1.
         cpus: that Ray sets aside for each, > 0.
         gpus: the same, >= 0.
+        cpu_workers: how many more, without a share of a GPU, >= 0.
         turn_seconds: a turn that takes longer is taken for hung, and its worker is killed.
         variables: environment variables of the workers, besides those that Ray itself has.
         tree: the folder that the workers' code has to come from; ``None`` takes any.
@@ -141,18 +149,25 @@ class RayGrid(OwnGrid):
         workers: int,
         cpus: float,
         gpus: float,
+        cpu_workers: int = 0,
         turn_seconds: float,
         variables: Mapping[str, str],
         tree: Path | None,
     ) -> None:
         super().__init__(nodes, run_config)
         environment: dict[str, Any] = {"env_vars": dict(variables)} if variables else {}
-        actor = ray.remote(num_cpus=cpus, num_gpus=gpus, runtime_env=environment)(Worker)
-        self._pool = Pool(lambda: actor.remote(client_app, nodes, dict(run_config), tree), workers, turn_seconds)
+
+        def kind(name: str, workers: int, gpus: float) -> Kind:
+            actor = ray.remote(num_cpus=cpus, num_gpus=gpus, runtime_env=environment)(Worker)
+            given = (client_app, nodes, dict(run_config), tree)
+            return Kind(name=name, start=lambda: actor.remote(*given, gpu=gpus > 0), workers=workers)
+
+        kinds = [kind(GPU if gpus else CPU, workers, gpus), *([kind(CPU, cpu_workers, 0)] if cpu_workers else [])]
+        self._pool = Pool(kinds, turn_seconds)
         self._lines: dict[int, deque[_Letter]] = {}  # by node; the first letter of each is at work
         self._letters: dict[Turn, _Letter] = {}
         self._replies: dict[str, Message | None] = {}  # by message; nothing before the reply is there
-        self._seconds: dict[tuple[int, str], float] = {}  # by node and type of message: its last turn
+        self._seen: dict[tuple[int, str], tuple[float, str | None]] = {}  # by node and type of message: its last turn, and on which kind
 
     def __enter__(self) -> RayGrid:
         return self
@@ -206,8 +221,13 @@ class RayGrid(OwnGrid):
         return [reply for reply in replies.values() if reply is not None]
 
     def do_errands(self, errands: Sequence[tuple[Any, ...]], look: Callable[[], None]) -> list[str | None]:
-        """Do pieces of the server's own work side by side, see :class:`sim.errands.Errands`. No piece is taken for hung."""
-        turns = [Turn(arguments=errand, predicted=math.inf, method="errand", limited=False) for errand in errands]
+        """Do pieces of the server's own work side by side, see :class:`sim.errands.Errands`. No piece is taken for hung, and each is done
+        by a worker that computes on what the server does.
+        """
+        turns = [
+            Turn(arguments=errand, predicted=math.inf, only=GPU if errand[2] == "cuda" else CPU, method="errand", limited=False)
+            for errand in errands
+        ]
         self._pool.add(turns)
         while any(turn.result is None and turn.failure is None for turn in turns):
             self._advance(PULL_SECONDS)
@@ -224,10 +244,10 @@ class RayGrid(OwnGrid):
                 bare = copy.copy(letter.message)
                 if letter.shared:
                     bare.content = RecordDict()
-                predicted = self._seconds.get((node, bare.metadata.message_type))
+                predicted, seen_on = self._seen.get((node, bare.metadata.message_type), (None, None))
                 state = RecordDict(dict(self._contexts[node].state))
                 self._bring(letter.message, state)
-                letter.turn = Turn(arguments=(bare, letter.shared, state or None), predicted=predicted)
+                letter.turn = Turn(arguments=(bare, letter.shared, state or None), predicted=predicted, seen_on=seen_on)
                 self._letters[letter.turn] = letter
                 turns.append(letter.turn)
         if turns:
@@ -247,7 +267,8 @@ class RayGrid(OwnGrid):
                 reply, state = turn.result
                 self._contexts[metadata.dst_node_id].state = state or RecordDict()
                 self._take(letter.message, self._contexts[metadata.dst_node_id].state)
-                self._seconds[metadata.dst_node_id, metadata.message_type] = turn.seconds or 0.0
+                if turn.seconds is not None:
+                    self._seen[metadata.dst_node_id, metadata.message_type] = turn.seconds, turn.done_on
             else:
                 reply = Message(Error(_flwr.CLIENT_APP_RAISED, turn.failure), reply_to=letter.message)
             if metadata.message_id in self._replies:  # else nobody waits for it any more

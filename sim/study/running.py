@@ -161,8 +161,8 @@ def cores_of(settings: Settings, cores: float) -> float:
     runtime = settings.runtime
     if runtime["name"] == "local":
         return float(runtime["threads"])
-    if runtime["name"] == "ray" and runtime["workers"] is not None:
-        return float(max(runtime["threads"], runtime["workers"] * runtime["cpus_per_worker"]))
+    if runtime["name"] == "ray" and None not in (runtime["workers"], runtime["cpu_workers"]):
+        return float(max(runtime["threads"], (runtime["workers"] + runtime["cpu_workers"]) * runtime["cpus_per_worker"]))
     return max(cores, 1.0)  # such a runner takes all there are
 
 

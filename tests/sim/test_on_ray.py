@@ -17,7 +17,7 @@ import ray
 from fedimpr.errors import ConfigError, FedimprError
 from sim._ray import SUPERFLUOUS, Node, without_spare_processes
 from sim.config import call, composed
-from sim.on_ray import Runtime, _import_meanwhile, room, run_on_ray, running, variables
+from sim.on_ray import Runtime, _import_meanwhile, room, run_on_ray, running
 from sim.signals import Terminated, listening
 from tests.sim.tiny import tiny
 
@@ -39,6 +39,9 @@ def runtime(**changes: object) -> Runtime:
         ("cpus_per_worker", 0, "a number > 0"),
         ("gpus_per_worker", -0.5, r"a number in \[0, 1\], or a whole number"),
         ("gpus_per_worker", 1.5, r"a number in \[0, 1\], or a whole number"),
+        ("cpu_workers", -1, "null or an integer >= 0"),
+        ("cpu_workers", 2, "0 with gpus_per_worker=0"),
+        ("cpu_workers", None, "0 with gpus_per_worker=0"),
         ("turn_seconds", 0, "a number > 0"),
         ("turn_seconds", math.nan, "a number > 0"),
         ("address", "somewhere", "null, host:port or ray://host:port"),
@@ -54,19 +57,21 @@ def test_a_wrong_setting_is_one_line_before_ray_starts(key: str, value: object, 
 def test_a_gpu_for_the_clients_has_to_be_asked_for(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'runtime.gpus_per_worker' is 0.0; allowed: a number > 0 where device=cuda"):
         run_on_ray(tiny(tmp_path, "runtime=ray", "device=cuda", methods=["di"]))
-    assert variables(runtime())["CUDA_VISIBLE_DEVICES"] == "" and "CUDA_VISIBLE_DEVICES" not in variables(runtime(gpus_per_worker=0.5))
+    asked = ("runtime=ray", "device=cuda", "runtime.gpus_per_worker=0.5", "runtime.cpu_workers=null")
+    with pytest.raises(ConfigError, match="'runtime.cpu_workers' is None; allowed: 0 where device=cuda"):
+        run_on_ray(tiny(tmp_path, *asked, methods=["di"]))
 
 
 def test_there_are_as_many_workers_as_there_is_room_for_and_no_more_than_clients() -> None:
     machine = {"CPU": 8.0, "GPU": 2.0}
-    assert room(runtime(), machine, 100) == 8
-    assert room(runtime(), machine, 5) == 5
-    assert room(runtime(workers=3), machine, 100) == 3
-    assert room(runtime(cpus_per_worker=0.1), {"CPU": 0.3}, 100) == 3
+    assert room(runtime(), machine, 100) == (8, 0)
+    assert room(runtime(), machine, 5) == (5, 0)
+    assert room(runtime(workers=3), machine, 100) == (3, 0)
+    assert room(runtime(cpus_per_worker=0.1), {"CPU": 0.3}, 100) == (3, 0)
     # Of 0.3 of a GPU three fit on one GPU, so six on two; of 0.6, one on each.
-    assert room(runtime(gpus_per_worker=0.3), machine, 100) == 6
-    assert room(runtime(gpus_per_worker=0.6), machine, 100) == 2
-    assert room(runtime(gpus_per_worker=2), machine, 100) == 1
+    assert room(runtime(gpus_per_worker=0.3), machine, 100) == (6, 0)
+    assert room(runtime(gpus_per_worker=0.6), machine, 100) == (2, 0)
+    assert room(runtime(gpus_per_worker=2), machine, 100) == (1, 0)
     for changes, key in (
         ({"workers": 9}, "workers"),
         ({"cpus_per_worker": 9}, "cpus_per_worker"),
@@ -74,6 +79,20 @@ def test_there_are_as_many_workers_as_there_is_room_for_and_no_more_than_clients
     ):
         with pytest.raises(ConfigError, match=rf"'runtime\.{key}'.*the cluster has 8 CPUs and 2 GPUs"):
             room(runtime(**changes), machine, 100)
+
+
+def test_beside_workers_with_a_gpu_there_are_as_many_without_as_there_is_room_for() -> None:
+    machine = {"CPU": 8.0, "GPU": 1.0}
+    assert room(runtime(gpus_per_worker=0.25, cpu_workers=None), machine, 100) == (4, 4)
+    assert room(runtime(gpus_per_worker=0.25, cpu_workers=3), machine, 100) == (4, 3)
+    assert room(runtime(gpus_per_worker=0.25, cpu_workers=None, workers=1), machine, 100) == (1, 7)
+    assert room(runtime(gpus_per_worker=0.25, cpu_workers=None, cpus_per_worker=2), machine, 100) == (4, 0)
+    assert room(runtime(gpus_per_worker=0.25, cpu_workers=None), machine, 6) == (4, 2)
+    assert room(runtime(gpus_per_worker=0.25, cpu_workers=4), machine, 3) == (3, 0)
+    with pytest.raises(
+        ConfigError, match="'runtime.cpu_workers' is 5; allowed: at most 4 beside 4 with a share of a GPU; the cluster has 8 CPUs"
+    ):
+        room(runtime(gpus_per_worker=0.25, cpu_workers=5), machine, 100)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])

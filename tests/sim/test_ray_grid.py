@@ -37,16 +37,22 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 @pytest.fixture(scope="module")
 def started() -> Iterator[None]:
-    """One Ray for the module, with room enough whatever the machine has."""
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    """One Ray for the module, with room enough whatever the machine has; of the GPU there is Ray's word alone."""
+    ray.init("local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 
 
 def grid(
-    workers: int = 2, clients: int = CLIENTS, name: str = "tests.sim.troubled:app", turn_seconds: float = 600.0, **run_config: str
+    workers: int = 2,
+    clients: int = CLIENTS,
+    name: str = "tests.sim.troubled:app",
+    turn_seconds: float = 600.0,
+    gpus: float = 0,
+    cpu_workers: int = 0,
+    **run_config: str,
 ) -> RayGrid:
-    sizes = {"workers": workers, "cpus": 1, "gpus": 0, "turn_seconds": turn_seconds}
+    sizes = {"workers": workers, "cpus": 1, "gpus": gpus, "cpu_workers": cpu_workers, "turn_seconds": turn_seconds}
     return RayGrid(name, clients, run_config, **sizes, variables=variables(runtime()), tree=PROJECT)
 
 
@@ -155,6 +161,25 @@ class TestWithRay:
         models = "client_models=[{name: lenet5, options: {batch_norm: false}}, {name: lenet5_half, options: {batch_norm: true}}]"
         run_local(tiny(tmp_path / "local", models, methods=["di"]))
         run_on_ray(tiny(tmp_path / "ray", models, "runtime=ray", "runtime.workers=2", methods=["di"]))
+        assert_same(tmp_path / "local", tmp_path / "ray")
+
+    def test_workers_with_a_share_of_a_gpu_and_without_work_side_by_side(self, started: None) -> None:
+        """Those without see none, though Ray's other workers do."""
+        with grid(workers=1, gpus=0.5, cpu_workers=1, clients=8) as target:
+            deadline, seen = time.monotonic() + 120, dict[object, object]()
+            while len(seen) < 2 and time.monotonic() < deadline:
+                told = [reply.content["it"] for reply in target.send_and_receive(ask(target, "query.sees"))]
+                seen |= {it["pid"]: it["gpus"] for it in told}
+        assert sorted(map(str, seen.values())) == ["", "0"]
+
+    @pytest.mark.parametrize("server_work", ["here", "workers"])
+    def test_what_workers_of_two_kinds_compute_on_the_cpu_is_what_one_process_does(
+        self, started: None, tmp_path: Path, server_work: str
+    ) -> None:
+        asked = ("device=cpu", "rounds=2", "strategy=data_free")
+        run_local(tiny(tmp_path / "local", *asked, methods=["ci", "di"]))
+        mixed = ("runtime.workers=1", "runtime.gpus_per_worker=0.5", "runtime.cpu_workers=1", f"runtime.server_work={server_work}")
+        run_on_ray(tiny(tmp_path / "ray", *asked, "runtime=ray", *mixed, methods=["ci", "di"]))
         assert_same(tmp_path / "local", tmp_path / "ray")
 
     def trouble(self, folder: Path, how: str, *more: str, turn_seconds: float = 600.0) -> Settings:

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from fedimpr.errors import ConfigError
+from sim.config import composed
 from sim.locks import locked
 from sim.study.__main__ import command as study_command
 from sim.study.__main__ import run as run_study
 from sim.study.plan import checked, study_of
-from sim.study.running import _available_mb
+from sim.study.running import _available_mb, cores_of
 from tests.sim.tiny import overrides
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -195,3 +196,14 @@ def test_a_cluster_gives_the_same_results(undisturbed: Path, tmp_path: Path) -> 
             assert rows(tmp_path / "one")[-1]["cause"] == "its process was ended by SIGKILL; most likely memory ran out"
         finally:
             cluster.communicate(timeout=60)
+
+
+def test_a_run_takes_the_cores_of_all_its_workers() -> None:
+    def cores(*asked: str) -> float:
+        return cores_of(composed(list(asked)), 16.0)
+
+    assert cores("runtime.threads=3") == 3.0
+    assert cores("runtime=ray", "runtime.workers=2") == 2.0
+    mixed = ("runtime=ray", "runtime.workers=2", "runtime.gpus_per_worker=0.5", "runtime.cpus_per_worker=1.5")
+    assert cores(*mixed, "runtime.cpu_workers=3") == (2 + 3) * 1.5
+    assert cores(*mixed, "runtime.cpu_workers=null") == cores("runtime=ray") == 16.0

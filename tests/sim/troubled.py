@@ -33,6 +33,14 @@ def up(message: Message, context: Context) -> Message:
     return Message(RecordDict({"it": ConfigRecord({"pid": os.getpid()})}), reply_to=message)
 
 
+@app.query("sees")
+def sees(message: Message, context: Context) -> Message:
+    """The worker, and the GPUs that it may use; slow enough that no worker answers for all."""
+    time.sleep(0.5)
+    it = {"pid": os.getpid(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "all")}
+    return Message(RecordDict({"it": ConfigRecord(it)}), reply_to=message)
+
+
 @app.query("echo")
 def echo(message: Message, context: Context) -> Message:
     return Message(RecordDict(dict(message.content)), reply_to=message)
