@@ -49,10 +49,10 @@ def evaluation_of(settings: Settings) -> tuple[Images, dict[str, Images]]:
 def turn(settings: Settings, partition: int, asked: Instruction) -> Update:
     """A target client's turn. Of its images it has the pixels; their labels stay where they are, but for an oracle.
 
-    One thread: then clients give the same weights one after another as side by side.
+    The number of threads is the settings': then clients give the same weights one after another as side by side.
     """
     start = time.perf_counter()
-    with threads(1):
+    with threads(settings.client_threads):
         held = shard_of(settings, partition)
         if asked.work == SURVEY:
             weights, metrics = _survey(settings, held.pixels, asked)

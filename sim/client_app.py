@@ -92,10 +92,10 @@ def train_partition(settings: Settings, partition: int, asked: Instruction, kept
     """Train a partition's model from the weights received, or from the seed's where its architecture is its own.
 
     What its training keeps from turn to turn comes in ``kept``, and is replaced there by what it keeps now.
-    One thread: then clients give the same weights one after another as side by side.
+    The number of threads is the settings': then clients give the same weights one after another as side by side.
     """
     start = time.perf_counter()
-    with threads(1):
+    with threads(settings.client_threads):
         data, classes, lesson = turn_of(settings, partition, asked)
         if alike(reference_of(settings, partition, classes), asked.weights):
             model = warm_model(settings, partition, asked.weights, classes)

@@ -41,6 +41,7 @@ class Settings:
         name: of the experiment; names the result folder.
         seed: of the run.
         clients: how many.
+        client_threads: that a client's turn computes with, >= 1; they decide its weights to the last bit.
         clients_per_node: how many neighbouring partitions a node of the federation hosts; the last may host fewer.
         cohort: how many of them take part in a round, drawn anew each time; nothing means all.
         devices: kinds of devices that the clients have, see :mod:`strategies.devices`; nothing means that nobody knows how fast they are.
@@ -74,6 +75,7 @@ class Settings:
     name: str
     seed: int
     clients: int
+    client_threads: int
     clients_per_node: int
     cohort: int | None
     devices: Mapping[str, Any] | None
@@ -103,7 +105,7 @@ class Settings:
     runtime: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        for key in ("clients", "clients_per_node", "minimum", "rounds", "evaluate_every"):
+        for key in ("clients", "client_threads", "clients_per_node", "minimum", "rounds", "evaluate_every"):
             if getattr(self, key) < 1:
                 raise ConfigError(key, getattr(self, key), "an integer >= 1")
         if self.cohort is not None and not 1 <= self.cohort <= self.clients:

@@ -48,7 +48,7 @@ class Runtime:
         threads: of the server.
         address: of a cluster; ``None`` starts Ray on this machine.
         workers: how many; ``None`` means as many as the cluster has room for, and no more than nodes.
-        cpus_per_worker: that Ray sets aside for a worker, > 0; it computes with one thread in any case.
+        cpus_per_worker: that Ray sets aside for a worker, > 0.
         gpus_per_worker: the same, >= 0, and a whole number above 1. Workers without see no GPU.
         cpu_workers: how many more without a share of a GPU, beside those with one, >= 0; ``None`` means as many as there is still room for.
         turn_seconds: a client's turn that takes longer is taken for hung, > 0.
@@ -99,6 +99,8 @@ def run_on_ray(settings: Settings) -> None:
         raise ConfigError("runtime.gpus_per_worker", runtime.gpus_per_worker, "a number > 0 where device=cuda")
     if settings.device == "cuda" and runtime.cpu_workers != 0:
         raise ConfigError("runtime.cpu_workers", runtime.cpu_workers, "0 where device=cuda")
+    if settings.client_threads > max(1, runtime.cpus_per_worker):
+        raise ConfigError("client_threads", settings.client_threads, f"at most runtime.cpus_per_worker={runtime.cpus_per_worker:g}, or 1")
     run_config: UserConfig = {"settings": settings.to_json()}
     _import_meanwhile("sim.server_app")
     with running(runtime.address, variables(runtime)) as given:

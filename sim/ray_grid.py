@@ -52,7 +52,7 @@ class Worker:
         hold_memory()
         import torch  # by workers only: the server starts them before it imports what takes long
 
-        torch.set_num_threads(1)
+        torch.set_num_threads(1)  # until a client asks for others
         module, _, name = client_app.partition(":")
         self._app = getattr(importlib.import_module(module), name)
         self._contexts = make_contexts(nodes, run_config)

@@ -95,7 +95,7 @@ def parts(settings: Any) -> dict[str, float]:
     training = construct(settings.training, "training")
     images = data.train.subset(dealt.indices[0][:IMAGES])
     epoch = replace(training, epochs=1)
-    with threads(1):
+    with threads(settings.client_threads):
         epoch(model, images, generator)  # the first one sets things up
         begun, epochs = time.perf_counter(), 0
         while epochs == 0 or time.perf_counter() - begun < PART_SECONDS / 4:

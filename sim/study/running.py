@@ -160,7 +160,7 @@ def cores_of(settings: Settings, cores: float) -> float:
     """How many of these cores a run computes with."""
     runtime = settings.runtime
     if runtime["name"] == "local":
-        return float(runtime["threads"])
+        return float(max(runtime["threads"], settings.client_threads))
     if runtime["name"] == "ray" and None not in (runtime["workers"], runtime["cpu_workers"]):
         return float(max(runtime["threads"], (runtime["workers"] + runtime["cpu_workers"]) * runtime["cpus_per_worker"]))
     return max(cores, 1.0)  # such a runner takes all there are

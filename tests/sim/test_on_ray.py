@@ -62,6 +62,11 @@ def test_a_gpu_for_the_clients_has_to_be_asked_for(tmp_path: Path) -> None:
         run_on_ray(tiny(tmp_path, *asked, methods=["di"]))
 
 
+def test_threads_of_clients_need_room_on_the_workers(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'client_threads' is 2; allowed: at most runtime.cpus_per_worker=0.5, or 1"):
+        run_on_ray(tiny(tmp_path, "runtime=ray", "runtime.cpus_per_worker=0.5", "client_threads=2", methods=["di"]))
+
+
 def test_there_are_as_many_workers_as_there_is_room_for_and_no_more_than_clients() -> None:
     machine = {"CPU": 8.0, "GPU": 2.0}
     assert room(runtime(), machine, 100) == (8, 0)

@@ -172,6 +172,12 @@ class TestWithRay:
                 seen |= {it["pid"]: it["gpus"] for it in told}
         assert sorted(map(str, seen.values())) == ["", "0"]
 
+    def test_clients_compute_with_as_many_threads_as_the_settings_say(self, started: None, tmp_path: Path) -> None:
+        asked = ("training._target_=tests.sim.troubled_training.TellsThreads", "client_threads=2", "strategy=fedavg", "runtime=ray")
+        run_on_ray(tiny(tmp_path, *asked, "runtime.workers=1", "runtime.cpus_per_worker=2", methods=["di"]))
+        lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        assert [line["threads"] for line in lines if line["stage"] == "client"] == [2] * 3
+
     @pytest.mark.parametrize("server_work", ["here", "workers"])
     def test_what_workers_of_two_kinds_compute_on_the_cpu_is_what_one_process_does(
         self, started: None, tmp_path: Path, server_work: str

@@ -315,6 +315,16 @@ def test_a_wrong_setting_of_the_runner_is_one_line(tmp_path: Path) -> None:
             run_local(tiny(tmp_path, f"runtime.{setting}"))
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_clients_compute_with_as_many_threads_as_the_settings_say(tmp_path: Path, count: int) -> None:
+    before = torch.get_num_threads()
+    tells = "training._target_=tests.sim.troubled_training.TellsThreads"
+    run_local(tiny(tmp_path, tells, f"client_threads={count}", "runtime.threads=2", "strategy=fedavg"))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["threads"] for line in lines if line["stage"] == "client"] == [count] * 3
+    assert torch.get_num_threads() == before
+
+
 @pytest.mark.parametrize("how", REASONS)
 def test_below_the_minimum_the_run_stops_and_says_why(tmp_path: Path, how: str) -> None:
     with pytest.raises(UpdateError, match=f"2 good updates of 3, below strategy.minimum_updates = 3; first: {REASONS[how]}"):

@@ -202,7 +202,7 @@ def test_a_run_takes_the_cores_of_all_its_workers() -> None:
     def cores(*asked: str) -> float:
         return cores_of(composed(list(asked)), 16.0)
 
-    assert cores("runtime.threads=3") == 3.0
+    assert cores("runtime.threads=3") == cores("runtime.threads=1", "client_threads=3") == 3.0
     assert cores("runtime=ray", "runtime.workers=2") == 2.0
     mixed = ("runtime=ray", "runtime.workers=2", "runtime.gpus_per_worker=0.5", "runtime.cpus_per_worker=1.5")
     assert cores(*mixed, "runtime.cpu_workers=3") == (2 + 3) * 1.5

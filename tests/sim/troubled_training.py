@@ -1,4 +1,4 @@
-"""Local training that gets its run into trouble, for studies."""
+"""Local training that gets its run into trouble, for studies, or tells what it computes with."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from fedimpr.training import LocalTraining
 from fedimpr.views import Views  # noqa: F401 - the settings are checked against the hints of the fields
@@ -39,3 +40,9 @@ class Dies(LocalTraining):
 class Raises(LocalTraining):
     def __call__(self, *_: object) -> dict[str, float]:
         raise ValueError("out of coffee")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TellsThreads(LocalTraining):
+    def __call__(self, *_: object) -> dict[str, float]:
+        return {"threads": float(torch.get_num_threads())}
