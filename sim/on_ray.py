@@ -20,12 +20,15 @@ os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 
 import ray  # noqa: E402
 from flwr.app import Context, RecordDict, UserConfig  # noqa: E402
+from ray.exceptions import ActorUnschedulableError, GetTimeoutError, RayError  # noqa: E402
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 from fedimpr.errors import ConfigError, FedimprError  # noqa: E402
 from sim._ray import without_spare_processes  # noqa: E402
 from sim.config import Settings, call  # noqa: E402
 from sim.environment import QUIET  # noqa: E402
 from sim.grid import RUN_ID, SERVER_NODE  # noqa: E402
+from sim.pool import START_SECONDS  # noqa: E402
 from sim.ray_grid import PROJECT, RayGrid  # noqa: E402
 from sim.signals import signals_kept, signals_wait  # noqa: E402
 
@@ -51,6 +54,7 @@ class Runtime:
         cpus_per_worker: that Ray sets aside for a worker, > 0.
         gpus_per_worker: the same, >= 0, and a whole number above 1. Workers without see no GPU.
         cpu_workers: how many more without a share of a GPU, beside those with one, >= 0; ``None`` means as many as there is still room for.
+        server_gpus: the share of a GPU that is set aside for the server, in [0, 1].
         turn_seconds: a client's turn that takes longer is taken for hung, > 0.
         server_work: who does the synthesis and distillation of several methods: the server, one after another (``"here"``), or the
             ``"workers"`` side by side.
@@ -63,6 +67,7 @@ class Runtime:
     cpus_per_worker: float
     gpus_per_worker: float
     cpu_workers: int | None
+    server_gpus: float
     turn_seconds: float
     server_work: Literal["here", "workers"]
 
@@ -81,6 +86,10 @@ class Runtime:
             raise ConfigError("threads", self.threads, f"at most cpus_per_worker={self.cpus_per_worker:g} with server_work=workers")
         if not 0 <= self.gpus_per_worker < math.inf or (self.gpus_per_worker > 1 and self.gpus_per_worker != int(self.gpus_per_worker)):
             raise ConfigError("gpus_per_worker", self.gpus_per_worker, "a number in [0, 1], or a whole number: Ray gives shares of one GPU")
+        if not 0 <= self.server_gpus <= 1:
+            raise ConfigError("server_gpus", self.server_gpus, "a number in [0, 1]")
+        if self.server_gpus and (self.address or "").startswith("ray://"):
+            raise ConfigError("server_gpus", self.server_gpus, "0 with an address of ray://: the server's machine is none of the cluster's")
         if self.cpu_workers is not None and self.cpu_workers < 0:
             raise ConfigError("cpu_workers", self.cpu_workers, "null or an integer >= 0")
         if self.cpu_workers != 0 and not self.gpus_per_worker:
@@ -103,7 +112,7 @@ def run_on_ray(settings: Settings) -> None:
         raise ConfigError("client_threads", settings.client_threads, f"at most runtime.cpus_per_worker={runtime.cpus_per_worker:g}, or 1")
     run_config: UserConfig = {"settings": settings.to_json()}
     _import_meanwhile("sim.server_app")
-    with running(runtime.address, variables(runtime)) as given:
+    with running(runtime.address, variables(runtime)) as given, set_aside(runtime.server_gpus):
         workers, cpu_workers = room(runtime, ray.cluster_resources(), settings.nodes)
         grid = RayGrid(
             "sim.client_app:app",
@@ -137,9 +146,10 @@ def room(runtime: Runtime, resources: Mapping[str, float], nodes: int) -> tuple[
     has = f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs"
     most = fit = int(cpus / runtime.cpus_per_worker + 1e-9)
     if share := runtime.gpus_per_worker:
-        most = min(most, int(gpus) * int(1 / share + 1e-9) if share <= 1 else int(gpus / share))
+        beside = int((1 - runtime.server_gpus) / share + 1e-9) - int(1 / share + 1e-9)  # on the server's GPU: as many fewer
+        most = min(most, int(gpus) * int(1 / share + 1e-9) + beside if share <= 1 else int((gpus - math.ceil(runtime.server_gpus)) / share))
     if most < 1:
-        key = "gpus_per_worker" if runtime.gpus_per_worker > gpus else "cpus_per_worker"
+        key = "cpus_per_worker" if fit < 1 else "gpus_per_worker"
         raise ConfigError(f"runtime.{key}", getattr(runtime, key), f"what leaves room for one worker; {has}")
     if runtime.workers is not None and runtime.workers > most:
         raise ConfigError("runtime.workers", runtime.workers, f"at most {most} of this size; {has}")
@@ -156,6 +166,40 @@ def variables(runtime: Runtime) -> dict[str, str]:
     if runtime.address is None:
         found["PYTHONPATH"] = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return found
+
+
+class _Holder:
+    """Holds a share of a GPU, and does nothing with it."""
+
+    def gpus(self) -> list[str]:
+        return [str(one) for one in ray.get_runtime_context().get_accelerator_ids()["GPU"]]
+
+
+@contextmanager
+def set_aside(share: float) -> Iterator[None]:
+    """For the length of the block a share of a GPU of this machine is the server's: Ray gives it to nobody, and the server sees no other.
+
+    Raises:
+        ConfigError: this machine has no GPU in the cluster, or none with as much left.
+    """
+    if not share:
+        yield
+        return
+    here = ray.get_runtime_context().get_node_id()
+    actor: Any = ray.remote(_Holder)
+    holder = actor.options(num_cpus=0, num_gpus=share, scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)).remote()
+    try:
+        try:
+            found = ray.get(holder.gpus.remote(), timeout=START_SECONDS)
+        except (ActorUnschedulableError, GetTimeoutError) as error:
+            has = next((node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["NodeID"] == here), 0.0)
+            allowed = f"what the GPUs of the server's machine have left; it has {has:g}"
+            raise ConfigError("runtime.server_gpus", share, allowed) from error
+        with _set({"CUDA_VISIBLE_DEVICES": ",".join(found)}):
+            yield
+    finally:
+        with suppress(RayError, ValueError):
+            ray.kill(holder)
 
 
 @contextmanager

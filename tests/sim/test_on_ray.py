@@ -42,6 +42,8 @@ def runtime(**changes: object) -> Runtime:
         ("cpu_workers", -1, "null or an integer >= 0"),
         ("cpu_workers", 2, "0 with gpus_per_worker=0"),
         ("cpu_workers", None, "0 with gpus_per_worker=0"),
+        ("server_gpus", -0.1, r"a number in \[0, 1\]"),
+        ("server_gpus", 1.5, r"a number in \[0, 1\]"),
         ("turn_seconds", 0, "a number > 0"),
         ("turn_seconds", math.nan, "a number > 0"),
         ("address", "somewhere", "null, host:port or ray://host:port"),
@@ -62,6 +64,11 @@ def test_a_gpu_for_the_clients_has_to_be_asked_for(tmp_path: Path) -> None:
         run_on_ray(tiny(tmp_path, *asked, methods=["di"]))
 
 
+def test_the_servers_share_needs_a_machine_of_the_cluster() -> None:
+    with pytest.raises(ConfigError, match="'runtime.server_gpus' is 0.5; allowed: 0 with an address of ray://"):
+        runtime(address="ray://head:10001", server_gpus=0.5)
+
+
 def test_threads_of_clients_need_room_on_the_workers(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'client_threads' is 2; allowed: at most runtime.cpus_per_worker=0.5, or 1"):
         run_on_ray(tiny(tmp_path, "runtime=ray", "runtime.cpus_per_worker=0.5", "client_threads=2", methods=["di"]))
@@ -77,7 +84,14 @@ def test_there_are_as_many_workers_as_there_is_room_for_and_no_more_than_clients
     assert room(runtime(gpus_per_worker=0.3), machine, 100) == (6, 0)
     assert room(runtime(gpus_per_worker=0.6), machine, 100) == (2, 0)
     assert room(runtime(gpus_per_worker=2), machine, 100) == (1, 0)
+    # The server's 0.5 leave room for two of 0.25 on its GPU, and its 0.1 for three; of 0.6 and of whole ones there is one less.
+    assert room(runtime(gpus_per_worker=0.25, server_gpus=0.5), {"CPU": 8.0, "GPU": 1.0}, 100) == (2, 0)
+    assert room(runtime(gpus_per_worker=0.25, server_gpus=0.1), machine, 100) == (7, 0)
+    assert room(runtime(gpus_per_worker=0.6, server_gpus=0.5), machine, 100) == (1, 0)
+    assert room(runtime(gpus_per_worker=1, server_gpus=0.1), machine, 100) == (1, 0)
+    assert room(runtime(gpus_per_worker=2, server_gpus=0.1), {"CPU": 8.0, "GPU": 3.0}, 100) == (1, 0)
     for changes, key in (
+        ({"gpus_per_worker": 1, "server_gpus": 0.1, "workers": 2}, "workers"),
         ({"workers": 9}, "workers"),
         ({"cpus_per_worker": 9}, "cpus_per_worker"),
         ({"gpus_per_worker": 3}, "gpus_per_worker"),

@@ -18,11 +18,11 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
-from fedimpr.errors import FedimprError, UpdateError
+from fedimpr.errors import ConfigError, FedimprError, UpdateError
 from sim import server_app
 from sim.config import Settings
 from sim.local import run_local
-from sim.on_ray import run_on_ray, variables
+from sim.on_ray import run_on_ray, set_aside, variables
 from sim.ray_grid import PROJECT, RayGrid
 from tests.sim.test_flower import left_behind, linux
 from tests.sim.test_on_ray import runtime
@@ -171,6 +171,23 @@ class TestWithRay:
                 told = [reply.content["it"] for reply in target.send_and_receive(ask(target, "query.sees"))]
                 seen |= {it["pid"]: it["gpus"] for it in told}
         assert sorted(map(str, seen.values())) == ["", "0"]
+
+    def test_a_share_of_a_gpu_is_the_servers_and_goes_back(self, started: None) -> None:
+        def free(wanted: float) -> bool:
+            """Ray takes a moment to count."""
+            deadline = time.monotonic() + 20
+            while ray.available_resources().get("GPU", 0.0) != wanted and time.monotonic() < deadline:
+                time.sleep(0.1)
+            return ray.available_resources().get("GPU", 0.0) == wanted
+
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        assert free(1.0)
+        with set_aside(0.5):
+            assert free(0.5) and os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+        assert free(1.0) and os.environ.get("CUDA_VISIBLE_DEVICES") == seen
+        allowed = "what the GPUs of the server's machine have left; it has 1"
+        with pytest.raises(ConfigError, match=f"'runtime.server_gpus' is 2; allowed: {allowed}"), set_aside(2):
+            pass
 
     def test_clients_compute_with_as_many_threads_as_the_settings_say(self, started: None, tmp_path: Path) -> None:
         asked = ("training._target_=tests.sim.troubled_training.TellsThreads", "client_threads=2", "strategy=fedavg", "runtime=ray")
