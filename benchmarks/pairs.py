@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from given import Given
@@ -33,15 +33,16 @@ STILL = Views(shift=0.0, scale=(1.0, 1.0), rotation=0.0, flip=False)
 
 @dataclass(frozen=True)
 class Learning:
-    """A student's optimiser."""
+    """A student's optimiser, and how many views it has the choice of for each one that it learns from."""
 
     optimizer: Literal["sgd", "adam", "muon"]
     lr: float
     weight_decay: float
     momentum: float = 0.9
+    candidates: int = 1
 
 
-ORTHOGONAL = Learning("muon", 0.005, 0.0, 0.95)
+ORTHOGONAL = Learning("muon", 0.005, 0.0, 0.95, candidates=4)
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ class Pair:
         published: by method, the published accuracy.
         bfloat16: whether a CPU computes in bfloat16, too.
         muon: methods whose student also takes Muon's steps towards the teacher's logits, by their squared difference, from impressions that
-            lie over one another at times, under the name ``"<method>, Muon"``: passes and steps times these factors.
+            lie over one another at times, of four views from the one that it is farthest off on, under the name ``"<method>, Muon"``:
+            passes and steps times these factors.
     """
 
     said: str
@@ -180,11 +182,8 @@ def priors(**weights: Any) -> Priors:
 
 def learns(b: Budget, objective: Objective | None = None, views: Augmentation | None = None) -> Distillation:
     """How every student learns."""
-    how = b.learning
-    return Distillation(
-        steps=b.steps, batch_size=b.batch, optimizer=how.optimizer, lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay,
-        objective=objective or b.objective, views=views or b.views,
-    )  # fmt: skip
+    how = {"objective": objective or b.objective, "views": views or b.views, **asdict(b.learning)}
+    return Distillation(steps=b.steps, batch_size=b.batch, **how)
 
 
 def mines(images: int, b: Budget, *, together: bool = False, before: float = 0.0) -> Mining:
@@ -353,7 +352,7 @@ PAIRS = {
         ),
         inherited=("di", "soft_targeted"),
         long={"real images": (1, 10, 1), "di": (6, 10, 1), "soft_targeted": (6, 10, 1), "cmi_warm": (4, 10, 1), "nayer": (2.5, 10, 0.5)},
-        muon={"real images": (1, 16), "di": (6, 16), "soft_targeted": (6, 16), "nayer": (2.5, 16)},
+        muon={"real images": (1, 7), "di": (6, 7), "soft_targeted": (6, 7), "nayer": (2.5, 7)},
         published={"di, long": "98.77", "soft_targeted, long": "99.08", "dafl": "98.1", "dfad": "98.3"},
         bfloat16=False,
     ),

@@ -60,6 +60,9 @@ class Distillation:
     Attributes:
         steps: optimiser steps altogether.
         batch_size: impressions per step.
+        candidates: views that are drawn for each one that the student learns from, >= 1. It learns from those on which its logits are the
+            farthest from the teacher's, as detectors do (online hard example mining, Shrivastava et al., CVPR 2016, section 4); the others
+            cost a pass through both. 1 takes them as they come.
         optimizer: ``"sgd"``, with Nesterov momentum, ``"adam"`` or ``"muon"``, see :class:`fedimpr.distillation.muon.Muon`.
         lr: peak learning rate; falls to zero along a cosine.
         momentum: in (0, 1); Adam's first beta, its second is 0.999.
@@ -70,6 +73,7 @@ class Distillation:
 
     steps: int
     batch_size: int
+    candidates: int
     optimizer: Literal["sgd", "adam", "muon"]
     lr: float
     momentum: float
@@ -78,7 +82,7 @@ class Distillation:
     views: Augmentation
 
     def __post_init__(self) -> None:
-        require(self, above_zero=("steps", "batch_size", "lr"), at_least_zero=("weight_decay",))
+        require(self, above_zero=("steps", "batch_size", "candidates", "lr"), at_least_zero=("weight_decay",))
         if not 0 < self.momentum < 1:
             raise ConfigError("momentum", self.momentum, "a number in (0, 1)")
         if self.optimizer not in ("sgd", "adam", "muon"):
@@ -186,11 +190,15 @@ def mine_and_distil(
         # Frozen once for the whole portion.
         with clock("distilling"), frozen(teacher), accelerated(device), work.learning():
             for _ in range(cosine.last_epoch, _until(distillation.steps, portion, mining.portions)):
-                sample = bank.sample(distillation.batch_size, generator)
-                images = distillation.views(sample.images, generator)
+                sample = bank.sample(distillation.candidates * distillation.batch_size, generator)
+                images, places = distillation.views(sample.images, generator), sample.places
                 with torch.no_grad():
                     wanted = observe(teacher, images, features=objective.features)
-                loss = objective(observe(student, images, features=objective.features), wanted, sample.places)
+                    if distillation.candidates > 1:
+                        chosen = _farthest(student, images, wanted.logits, distillation.batch_size)
+                        images, places = images[chosen], places[chosen]
+                        wanted = wanted._replace(logits=wanted.logits[chosen], features=wanted.features[chosen])
+                loss = objective(observe(student, images, features=objective.features), wanted, places)
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
@@ -205,11 +213,22 @@ def mine_and_distil(
     if saves is not None:
         saves.save(work.state_dict())
     return Spent(
-        teacher_passes=work.passes + distillation.steps * distillation.batch_size,
+        teacher_passes=work.passes + distillation.steps * distillation.candidates * distillation.batch_size,
         mining_passes=work.passes,
         mining_seconds=clock.seconds["mining"],
         distilling_seconds=clock.seconds["distilling"],
     )
+
+
+def _farthest(student: nn.Module, images: Tensor, wanted: Tensor, count: int) -> Tensor:
+    """The places of those images on which a student's logits are the farthest from the wanted ones, by their mean square.
+
+    Its batch norm and its dropout are those of evaluation: whom it does not learn from leaves no trace in it.
+    """
+    student.eval()
+    apart: Tensor = (student(images).float() - wanted.float()).square().mean(1)
+    student.train()
+    return apart.topk(count).indices
 
 
 def _until(total: int, portion: int, portions: int) -> int:

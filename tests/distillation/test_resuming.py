@@ -74,7 +74,7 @@ class Attempt:
         self.synthesizer: Synthesizer = methods_of(settings_of(method))[method].synthesizer
 
     def run(self, saves: Memory | None, objective: Objective = SOFT, optimizer: str = "sgd", **changes) -> Spent:
-        values = {"steps": STEPS, "batch_size": 8, "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "views": MOVING}
+        values = {"steps": STEPS, "batch_size": 8, "candidates": 1, "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "views": MOVING}
         return mine_and_distil(
             small_model(0),
             self.student,
@@ -105,6 +105,7 @@ def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
         ("di", {"optimizer": "sgd"}, False),
         ("di", {"optimizer": "adam"}, True),
         ("di", {"optimizer": "muon"}, False),
+        ("di", {"optimizer": "sgd", "candidates": 3}, True),
         ("di", {"optimizer": "sgd", "objective": CRD}, False),
         ("cmi", {"optimizer": "adam", "objective": CRD}, False),  # a projection head and a memory
         ("fast", {"optimizer": "sgd"}, True),  # a generator, its optimiser and an average
