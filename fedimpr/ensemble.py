@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fedimpr.errors import FedimprError, TeacherError
 from fedimpr.models import Classifier, final_layer, rebuild
-from fedimpr.observation import Features, Observation, observe_module
+from fedimpr.observation import Features, Observation, observe_module, pass_of
 from fedimpr.states import write
 
 # Beyond this many members the activations of one gradient step are recomputed member by member in the backward pass, so that memory does
@@ -92,9 +92,11 @@ class Ensemble(nn.Module):
         """As :func:`fedimpr.observation.observe`; the members' statistics and features follow each other."""
 
         def look(member: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-            return tuple(observe_module(member, x, statistics=statistics, features=features, counted=counted))
+            return tuple(passes(member, x, statistics=statistics, features=features, counted=counted))
 
-        if self._runs_batched(images):
+        batched = self._runs_batched(images)
+        passes = observe_module if batched else pass_of()
+        if batched:
             logits, taken, seen = self._each(look, images)
             total = (self.weights[:, None] * self._votes(logits)).sum(0)
             return Observation(self._met(total), taken.transpose(0, 1).flatten(1), seen.transpose(0, 1).flatten(1))

@@ -5,14 +5,19 @@ The statistics are those of DeepInversion (Yin et al., CVPR 2020): mean and vari
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedimpr.errors import FedimprError
 from fedimpr.models import final_layer
 
 Features = Literal["batch_norm", "penultimate"]
@@ -51,7 +56,7 @@ def observe(
     """
     if isinstance(teacher, Observable):
         return teacher.observe(images, statistics=statistics, features=features, counted=counted)
-    return observe_module(teacher, images, statistics=statistics, features=features, counted=counted)
+    return pass_of()(teacher, images, statistics=statistics, features=features, counted=counted)
 
 
 @runtime_checkable
@@ -96,6 +101,50 @@ def observe_module(module: nn.Module, images: Tensor, *, statistics: bool, featu
     order = layers if features == "batch_norm" else list(seen)
     parts = [seen[layer] for layer in order if layer in seen]
     return Observation(logits, torch.cat(found, 1) if found else logits.new_zeros(2, 0), torch.cat(parts, 1) if parts else logits[:, :0])
+
+
+_compiles: ContextVar[bool] = ContextVar("_compiles", default=False)
+
+
+@contextmanager
+def compiled(on: bool = True) -> Iterator[None]:
+    """Inside the block the passes of :func:`observe`, and their way back, are code that ``torch.compile`` has made.
+
+    Each architecture is compiled once a process for every size of its batches and every choice of what is looked at: on a CPU a quarter of
+    a minute. What that gives is measured by ``benchmarks/synthesis_speed.py``. The last bits differ from those of other passes, and are the
+    same each time. Members of an ensemble that are computed in one batched call are not compiled.
+
+    Raises:
+        FedimprError: PyTorch would find no C++ compiler, or, inside the block, its compiler fails.
+    """
+    if on and not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++")))):
+        raise FedimprError("there is no C++ compiler", stage="compiling a network", remedy="Install g++, or set compile=false.")
+    token = _compiles.set(on)
+    try:
+        yield
+    finally:
+        _compiles.reset(token)
+
+
+def pass_of() -> Callable[..., Observation]:
+    """:func:`observe_module`, or what the compiler made of it."""
+    return _fast_pass if _compiles.get() else observe_module
+
+
+def _fast_pass(*images: Any, **asked: Any) -> Observation:
+    try:
+        return _compiler()(*images, **asked)
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        problem = f"PyTorch's compiler failed: {str(error).strip().splitlines()[0]}"
+        raise FedimprError(problem, stage="compiling a network", remedy="Set compile=false.") from error
+
+
+@functools.cache
+def _compiler() -> Callable[..., Observation]:
+    # For each size its own code: code for any size would come second, and results depend on which was made.
+    return torch.compile(observe_module, dynamic=False)
 
 
 def batch_norm_layers(module: nn.Module) -> list[nn.Module]:

@@ -56,6 +56,7 @@ class Settings:
         save_seconds: how old the state of a long server stage may become, >= 0, before it is saved again.
         tracking: libraries that are told every line of the metrics, see :mod:`sim.tracking`.
         device: ``cpu``, ``cuda`` or ``auto``.
+        compile: whether the server's mining and distilling is compiled, see :func:`fedimpr.observation.compiled`.
         dataset: what :func:`fedimpr.data.load` takes, beside what models need to know of it.
         partition: a recipe.
         model: name and options of the global model.
@@ -90,6 +91,7 @@ class Settings:
     save_seconds: float
     tracking: tuple[Literal["tensorboard", "mlflow"], ...]
     device: Literal["auto", "cpu", "cuda"]
+    compile: bool
     dataset: Mapping[str, Any]
     partition: Mapping[str, Any]
     model: Mapping[str, Any]

@@ -187,6 +187,7 @@ def strategy_of(settings: Settings, watch: Watch, keep: Keep | None = None, crew
         reference=functools.partial(reference_of, settings),
         shape=tuple(settings.dataset["shape"]),
         device=device_of(settings),
+        compile=settings.compile,
         watch=watch,
         keep=Nowhere() if keep is None else keep,
         crew=Alone() if crew is None else crew,

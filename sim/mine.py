@@ -44,6 +44,7 @@ class Settings:
     streams: int
     workers: int
     threads: int
+    compile: bool
     seed: int
     device: Literal["auto", "cpu", "cuda"]
     dataset: Mapping[str, Any]
@@ -98,6 +99,7 @@ def run(settings: Settings) -> None:
         shape=(channels, height, width),
         device="cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu",
         threads=settings.threads,
+        compile=settings.compile,
     )
     folder = Path(settings.output)
     try:

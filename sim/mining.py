@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from fedimpr.devices import placed
 from fedimpr.errors import ConfigError, FedimprError
 from fedimpr.impressions import Impressions
+from fedimpr.observation import compiled
 from fedimpr.synthesis import Progress, Synthesizer
 from fedimpr.synthesis.streams import Job, merged, mine_stream
 from sim.config import construct
@@ -51,6 +52,7 @@ class Task:
         shape: (C, H, W) of the images.
         device: where to compute. On a machine with n GPUs worker w takes GPU ``w % n``.
         threads: of a worker on the CPU.
+        compile: whether passes are compiled, see :func:`fedimpr.observation.compiled`.
     """
 
     job: Job
@@ -61,6 +63,7 @@ class Task:
     shape: tuple[int, int, int]
     device: Literal["cpu", "cuda"]
     threads: int
+    compile: bool
 
     def facts(self) -> dict[str, object]:
         """The same as JSON knows it, with the models' files by their SHA-256."""
@@ -141,25 +144,31 @@ def _work(task: Task, files: PartsFolder, streams: Sequence[int], device: torch.
     if not streams:
         return
     teacher, student = task.models(device)
-    for stream in streams:
-        missing = files.missing(task.job, stream)
-        part, state = files.before(stream, missing[0])
-        try:
-            synthesizer = task.build()
-            synthesizer.load_state_dict(state)
+    with compiled(task.compile):
+        for stream in streams:
+            _work_on(task, files, stream, teacher, student, tell)
+
+
+def _work_on(task: Task, files: PartsFolder, stream: int, teacher: nn.Module, student: nn.Module | None, tell: Tell) -> None:
+    """Mine what is missing of a stream."""
+    missing = files.missing(task.job, stream)
+    part, state = files.before(stream, missing[0])
+    try:
+        synthesizer = task.build()
+        synthesizer.load_state_dict(state)
+        tell(stream, part, 0.0, None)
+        begun, told = time.monotonic(), _rarely(stream, tell)
+        parts = mine_stream(synthesizer, teacher, task.job, stream, shape=task.shape, student=student, done=part, progress=told)
+        for done, made in parts:
+            files.write(done, made, time.monotonic() - begun, synthesizer.state_dict(), task.job)
+            tell(stream, done, 1.0, None)
+            if done == missing[-1]:
+                break
+            part, begun = done + task.job.streams, time.monotonic()
             tell(stream, part, 0.0, None)
-            begun, told = time.monotonic(), _rarely(stream, tell)
-            parts = mine_stream(synthesizer, teacher, task.job, stream, shape=task.shape, student=student, done=part, progress=told)
-            for done, made in parts:
-                files.write(done, made, time.monotonic() - begun, synthesizer.state_dict(), task.job)
-                tell(stream, done, 1.0, None)
-                if done == missing[-1]:
-                    break
-                part, begun = done + task.job.streams, time.monotonic()
-                tell(stream, part, 0.0, None)
-        except Exception as error:
-            problem = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-            raise FedimprError(problem, stage=_place(task, stream, part), remedy="Finished parts are kept.") from error
+    except Exception as error:
+        problem = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise FedimprError(problem, stage=_place(task, stream, part), remedy="Finished parts are kept.") from error
 
 
 def _rarely(stream: int, tell: Tell) -> Progress:

@@ -30,6 +30,7 @@ from fedimpr.distillation import Distillation, mine, mine_and_distil
 from fedimpr.errors import ConfigError, FedimprError
 from fedimpr.impressions import Bank, Impressions, Source, place_in_group
 from fedimpr.models import final_layer, in_every_turn
+from fedimpr.observation import compiled
 from fedimpr.states import size_of, under
 from fedimpr.synthesis import NoisyLayerGenerator
 from fedimpr.training import LocalTraining
@@ -199,23 +200,24 @@ class Continual(Strategy):
         def progress(stage: str, done: int, total: int, **info: object) -> None:
             fed.watch.progress(f"{stage} {self.name}", done, total, **info)
 
-        if self.student:
-            mine_and_distil(
-                teacher, in_every_turn(placed(fed.build(None, len(task.seen)), fed.device)), synthesizer, mining=method.mining,
-                distillation=self.distillation, bank=held, source=source, shape=fed.shape, generator=generator, progress=progress,
-                saves=Part(fed.keep, round, f"impressions by {self.name}"),
-            )  # fmt: skip
-        else:
-            mine(
-                teacher,
-                synthesizer,
-                mining=method.mining,
-                bank=held,
-                source=source,
-                shape=fed.shape,
-                generator=generator,
-                progress=progress,
-            )
+        with compiled(fed.compile):
+            if self.student:
+                mine_and_distil(
+                    teacher, in_every_turn(placed(fed.build(None, len(task.seen)), fed.device)), synthesizer, mining=method.mining,
+                    distillation=self.distillation, bank=held, source=source, shape=fed.shape, generator=generator, progress=progress,
+                    saves=Part(fed.keep, round, f"impressions by {self.name}"),
+                )  # fmt: skip
+            else:
+                mine(
+                    teacher,
+                    synthesizer,
+                    mining=method.mining,
+                    bank=held,
+                    source=source,
+                    shape=fed.shape,
+                    generator=generator,
+                    progress=progress,
+                )
         # Remembered as what the model takes them for: of data impressions in every turn, one in five shows what it was asked for.
         found = Impressions(held.images, held.targets, held.targets.argmax(1), 0, "; ".join(held.notes))
         if teacher is not model:

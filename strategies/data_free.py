@@ -24,6 +24,7 @@ from fedimpr.distillation import Distillation, Mining, mine_and_distil
 from fedimpr.ensemble import Ensemble
 from fedimpr.errors import ConfigError
 from fedimpr.impressions import Bank, Source
+from fedimpr.observation import compiled
 from fedimpr.states import size_of, under
 from fedimpr.synthesis import Synthesizer
 from fedimpr.update import Update, average
@@ -145,19 +146,20 @@ class DataFree(Strategy):
     def _student(self, name: str, ensemble: Ensemble, round: int) -> nn.Module:
         fed, method, bank = self.federation, self.methods[name], self.banks[name]
         student = placed(loaded(fed.build(None), self.sent), fed.device)
-        spent = mine_and_distil(
-            ensemble,
-            student,
-            method.synthesizer,
-            mining=method.mining,
-            distillation=self.distillation,
-            bank=bank,
-            source=Source(f"ensemble of {len(ensemble)}", name, round, fed.seed),
-            shape=fed.shape,
-            generator=seeds.generator(fed.seed, f"server/{name}", round),
-            progress=lambda stage, done, total, **info: fed.watch.progress(f"{stage} {name}", done, total, **info),
-            saves=Part(fed.keep, round, _part(name)),
-        )
+        with compiled(fed.compile):
+            spent = mine_and_distil(
+                ensemble,
+                student,
+                method.synthesizer,
+                mining=method.mining,
+                distillation=self.distillation,
+                bank=bank,
+                source=Source(f"ensemble of {len(ensemble)}", name, round, fed.seed),
+                shape=fed.shape,
+                generator=seeds.generator(fed.seed, f"server/{name}", round),
+                progress=lambda stage, done, total, **info: fed.watch.progress(f"{stage} {name}", done, total, **info),
+                saves=Part(fed.keep, round, _part(name)),
+            )
         cost = Cost(
             seconds=spent.mining_seconds + spent.distilling_seconds,
             images=method.mining.images,

@@ -32,6 +32,7 @@ class Federation:
         reference: a state dict of that architecture, of which names, shapes and types count; with the same arguments.
         shape: (C, H, W).
         device: where the server computes.
+        compile: whether what it mines and distils with is compiled, see :func:`fedimpr.observation.compiled`.
         watch: who watches.
         keep: where parts of a round are kept.
         crew: who does the pieces of the server's own work.
@@ -48,6 +49,7 @@ class Federation:
     shape: tuple[int, int, int]
     device: torch.device
     watch: Watch
+    compile: bool = False
     keep: Keep = field(default_factory=Nowhere)
     crew: Crew = field(default_factory=Alone)
     fleet: Fleet | None = None

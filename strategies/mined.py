@@ -14,6 +14,7 @@ from fedimpr import seeds
 from fedimpr.devices import placed
 from fedimpr.distillation import mine
 from fedimpr.impressions import Bank, Source
+from fedimpr.observation import compiled
 from fedimpr.states import under
 from fedimpr.synthesis.base import label
 from strategies.data_free import Method
@@ -47,16 +48,17 @@ class Mined:
             self.spent, done = saved["spent"], int(saved["done"])
         for place in range(done, len(models)):
             start, client = time.monotonic(), clients[place]
-            passes = mine(
-                placed(models[place], fed.device),
-                copy.deepcopy(self.method.synthesizer),
-                mining=self.method.mining,
-                bank=self.bank,
-                source=Source(f"client {client}", self.name, round, fed.seed),
-                shape=fed.shape,
-                generator=seeds.generator(fed.seed, f"server/{self.name}", round, client),
-                progress=functools.partial(self._told, client),
-            )
+            with compiled(fed.compile):
+                passes = mine(
+                    placed(models[place], fed.device),
+                    copy.deepcopy(self.method.synthesizer),
+                    mining=self.method.mining,
+                    bank=self.bank,
+                    source=Source(f"client {client}", self.name, round, fed.seed),
+                    shape=fed.shape,
+                    generator=seeds.generator(fed.seed, f"server/{self.name}", round, client),
+                    progress=functools.partial(self._told, client),
+                )
             self.spent = self.spent + torch.tensor([time.monotonic() - start, self.method.mining.images, passes], dtype=torch.float64)
             bank = {f"bank/{key}": value for key, value in self.bank.state_dict().items()}
             part.save({**bank, "spent": self.spent, "done": torch.tensor(place + 1)})

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from torch import nn
 
+from fedimpr import observation
 from fedimpr.ensemble import Ensemble
-from fedimpr.errors import TeacherError
-from fedimpr.observation import observe
+from fedimpr.errors import FedimprError, TeacherError
+from fedimpr.observation import compiled, observe, observe_module, pass_of
 from fedimpr.synthesis.priors import RunningStatistics
-from tests.makers import SHAPE, small_model
+from tests.makers import SHAPE, small_ensemble, small_model
 
 IMAGES = torch.tensor([[0.0, 1.0], [0.5, 0.5]]).view(2, 1, 1, 2)
 
@@ -125,3 +128,91 @@ def test_no_hook_is_left_behind_where_there_is_no_final_layer() -> None:
     with pytest.raises(TeacherError, match="no linear layer"):
         observe(net, IMAGES, statistics=True, features="penultimate")
     assert hooks_of(net) == 0
+
+
+# --- compiled ---
+
+needs_a_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+
+
+def close(one: torch.Tensor, two: torch.Tensor) -> bool:
+    return torch.allclose(one, two, rtol=1e-3, atol=1e-5)
+
+
+@needs_a_compiler
+def test_passes_are_compiled_inside_of_a_block_and_nowhere_else() -> None:
+    assert pass_of() is observe_module
+    with compiled():
+        fast = pass_of()
+        with compiled(False):
+            assert pass_of() is observe_module
+        assert pass_of() is fast is not observe_module
+    assert pass_of() is observe_module
+
+
+def test_without_a_compiler_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with compiled(False):
+        pass
+    with pytest.raises(FedimprError, match="^compiling a network: there is no C.. compiler. Install g..,"), compiled():
+        pass
+
+
+@needs_a_compiler
+def test_a_compiler_that_fails_is_one_line_and_other_errors_are_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiler(error: type[RuntimeError]):
+        def fails(*_: object, **__: object) -> None:
+            raise error("g++: no Python.h\nand more")
+
+        return lambda: fails
+
+    theirs = type("CppCompileError", (RuntimeError,), {"__module__": "torch._inductor.exc"})
+    monkeypatch.setattr(observation, "_compiler", compiler(theirs))
+    with compiled(), pytest.raises(FedimprError, match="PyTorch's compiler failed: g..: no Python.h . ?Set|no Python.h. Set compile=false"):
+        observe(tiny(), IMAGES)
+    monkeypatch.setattr(observation, "_compiler", compiler(RuntimeError))
+    with compiled(), pytest.raises(RuntimeError, match="no Python.h\nand more"):
+        observe(tiny(), IMAGES)
+
+
+@pytest.mark.slow
+@needs_a_compiler
+@pytest.mark.parametrize("features", [None, "penultimate", "batch_norm"])
+def test_compiled_passes_show_what_others_do_and_a_second_teacher_needs_no_compiler(features, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients, in the logits, in the statistics and in the features."""
+
+    def seen(teacher: nn.Module) -> list[torch.Tensor]:
+        images = torch.rand(12, *SHAPE, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        found = observe(teacher, images, statistics=True, features=features, counted=8)
+        (found.logits.square().sum() + found.statistics.square().sum() + found.features.square().sum()).backward()
+        return [*found, images.grad]
+
+    made = 0
+    for seed in (0, 1):
+        teacher = small_model(seed).requires_grad_(False)
+        with compiled():
+            fast = seen(teacher)
+        assert all(map(close, fast, seen(teacher))) and hooks_of(teacher) == 0
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        assert seed == 0 or graphs == made
+        made = graphs
+
+
+@pytest.mark.slow
+@needs_a_compiler
+@pytest.mark.parametrize("members", [3, 17])
+def test_members_of_an_ensemble_are_compiled_where_they_take_turns(members: int) -> None:
+    """Seventeen recompute their activations on the way back."""
+    teacher = small_ensemble(members, batched=False)
+
+    def seen() -> list[torch.Tensor]:
+        images = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        found = observe(teacher, images, statistics=True)
+        (found.logits.square().sum() + found.statistics.square().sum()).backward()
+        return [*found, images.grad]
+
+    torch._dynamo.reset()
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    with compiled():
+        fast = seen()
+    assert all(map(close, fast, seen())) and torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1

@@ -47,7 +47,15 @@ def node(method: str) -> dict:
 
 def task_of(teacher: Path, method: str = "cmi", **changed) -> Task:
     """Parts of 8, 8, 8, 8 and 4 images on two streams: parts 0, 2 and 4, and parts 1 and 3."""
-    facts = {"student": None, "shape": SHAPE, "device": "cpu", "threads": 1, "synthesizer": node(method), "method": method}
+    facts = {
+        "student": None,
+        "shape": SHAPE,
+        "device": "cpu",
+        "threads": 1,
+        "compile": False,
+        "synthesizer": node(method),
+        "method": method,
+    }
     return Task(**{"job": Job(count=36, part_size=8, streams=2, seed=0), "teacher": teacher, **facts, **changed})
 
 
@@ -317,6 +325,15 @@ def test_a_failure_is_one_line_and_status_1(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_workers_mine_the_same_images_as_one(teacher: Path, finished: tuple[Path, Impressions], tmp_path: Path) -> None:
     assert same(mined(task_of(teacher), tmp_path, workers=2), finished[1])
+
+
+@pytest.mark.slow
+def test_compiled_it_mines_much_the_same_with_any_number_of_workers(teacher: Path, tmp_path: Path) -> None:
+    task = task_of(teacher, "di", compile=True)
+    one = mined(task, tmp_path / "one")
+    assert same(one, mined(task, tmp_path / "two", workers=2))
+    plain = mined(dataclasses.replace(task, compile=False), tmp_path / "plain")
+    assert torch.allclose(one.images, plain.images, atol=1e-3)
 
 
 @pytest.mark.slow

@@ -105,6 +105,19 @@ def test_whatever_was_saved_last_it_goes_on_to_the_same_weights(tmp_path: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("savings", [5, 12])
+def test_compiled_it_goes_on_to_the_same_weights(tmp_path: Path, savings: int) -> None:
+    """In the middle of the first method's student and of the second's, by a process that has compiled nothing yet."""
+    run_local(small(tmp_path / "straight", "compile=true"))
+    torch._dynamo.reset()
+    with stopping(savings), pytest.raises(Stopped):
+        run_local(small(tmp_path / "stopped", "compile=true"))
+    torch._dynamo.reset()
+    run_local(small(tmp_path / "stopped", "compile=true", resume=tmp_path / "stopped"))
+    assert same(weights(tmp_path / "stopped"), weights(tmp_path / "straight"))
+
+
+@pytest.mark.slow
 def test_there_are_as_many_savings_as_are_counted_here(tmp_path: Path) -> None:
     with stopping(2 * SAVINGS + 1):
         run_local(small(tmp_path))
