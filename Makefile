@@ -50,7 +50,7 @@ format: $(READY) ## put the code into shape
 	$(BIN)/ruff check --fix .
 
 bench: $(READY) ## the benchmarks; each writes its dated result
-	set -e; for work in ensemble.py clients.py start_and_memory.py first_round.py memory.py runners.py cohort_cifar10.py one_shot.py synthesis_speed.py "methods.py mnist" "methods.py cifar10" transfer_size.py; \
+	set -e; for work in ensemble.py clients.py start_and_memory.py first_round.py memory.py runners.py cohort_cifar10.py one_shot.py synthesis_speed.py "methods.py mnist" "methods.py cifar10" "target_mismatch.py mnist" transfer_size.py; \
 		do $(BIN)/python benchmarks/$$work; done
 
 clean: ## remove the environment and everything generated

@@ -6,7 +6,8 @@
 
 ``throughput``: images x steps per second of one step of inversion (class and batch-norm terms) by batch, precision and layout of the
 weights, and where its time goes. ``loop``: CMI by ``fedimpr`` against ``plain_cmi.py``, see ``race.py``. ``ensemble``: a step with ten
-equal models as one teacher against ten steps with single ones. Networks have fresh weights: speed does not depend on them. On a CPU there
+equal models as one teacher against ten steps with single ones. ``compiled``: steps through code of ``torch.compile``, and after how many of
+them that has paid for itself. Networks have fresh weights: speed does not depend on them. On a CPU there
 is one thread. Written to ``results/synthesis_speed``, beside a GPU to ``results/synthesis_speed_cuda``.
 """
 
@@ -28,8 +29,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedimpr.devices import placed
 from fedimpr.ensemble import Ensemble
+from fedimpr.errors import FedimprError
 from fedimpr.models import build
-from fedimpr.observation import batch_norm_layers
+from fedimpr.observation import batch_norm_layers, compiled
 from fedimpr.synthesis.descent import descend
 
 REPEATS, MEMBERS = 5, 10
@@ -198,7 +200,45 @@ def ensemble(asked: Any) -> tuple[list[dict], str]:
     return rows, "\n".join([said, "", *text])
 
 
-PARTS: dict[str, Callable[[Any], tuple[Any, str]]] = {"throughput": throughput, "loop": loop, "ensemble": ensemble}
+def through_a_compiler(asked: Any) -> tuple[list[dict], str]:
+    """Rows and text of the fourth part."""
+    device, rows, text = (
+        asked.device,
+        [],
+        ["| network | batch | ms a step | compiled, ms | compiling, s | paid after steps |", "|---" * 6 + "|"],
+    )
+    torch._inductor.config.force_disable_caches = True
+    precision = "float32" if device.type == "cpu" else "bfloat16"
+    for name in ("LeNet-5 with batch norm", "ResNet-8", "WRN-40-2", "ResNet-34"):
+        if name in GPU_ONLY and device.type == "cpu":
+            text.append(f"| {name} | not measured |{' |' * 4}")
+            continue
+        batch = 4 if asked.tiny else 200
+        steps = inversion(placed(build(**NETWORKS[name], seed=0), device), NETWORKS[name]["shape"], batch, precision, device)
+
+        def fast(count: int, steps: Callable[[int], None] = steps) -> None:
+            with compiled():
+                steps(count)
+
+        start = clock(device)
+        try:
+            fast(1)
+        except FedimprError as error:
+            return [], str(error)
+        first = clock(device) - start
+        seconds = timed({"plain": steps, "compiled": fast}, device, asked.tiny)
+        gain = seconds["plain"] - seconds["compiled"]
+        paid = (first - seconds["compiled"]) / gain if gain > 0 else None
+        rows.append({"network": name, "batch": batch, **seconds, "first": first, "paid": paid})
+        text.append(f"| {name} | {batch} | {1e3 * seconds['plain']:.1f} | {1e3 * seconds['compiled']:.1f} | {first:.0f} "
+                    f"| {'never' if paid is None else f'{paid:,.0f}'} |")  # fmt: skip
+    said = f"A step of inversion as above, in {precision}, plain and inside of `fedimpr.observation.compiled`; nothing is cached on disk."
+    return rows, "\n".join([said, "", *text])
+
+
+PARTS: dict[str, Callable[[Any], tuple[Any, str]]] = {
+    "throughput": throughput, "loop": loop, "ensemble": ensemble, "compiled": through_a_compiler,
+}  # fmt: skip
 
 if __name__ == "__main__":
     main()

@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
         "methods.py mnist --methods di cmi dfq",
         "runners.py",
         "synthesis_speed.py",
+        "target_mismatch.py mnist",
         "transfer_size.py",
     ],
 )
