@@ -42,7 +42,7 @@ class Learning:
     candidates: int = 1
 
 
-ORTHOGONAL = Learning("muon", 0.005, 0.0, 0.95, candidates=4)
+ORTHOGONAL = Learning("muon", 0.005, 0.0, 0.95)
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ class Pair:
         published: by method, the published accuracy.
         bfloat16: whether a CPU computes in bfloat16, too.
         muon: methods whose student also takes Muon's steps towards the teacher's logits, by their squared difference, from impressions that
-            lie over one another at times, of four views from the one that it is farthest off on, under the name ``"<method>, Muon"``:
-            passes and steps times these factors.
+            lie over one another at times, under the name ``"<method>, Muon"``: passes and steps times these factors, and so many views to
+            choose each one from.
     """
 
     said: str
@@ -141,7 +141,7 @@ class Pair:
     long: Mapping[str, tuple[float, float, float]]
     published: Mapping[str, str]
     bfloat16: bool
-    muon: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    muon: Mapping[str, tuple[float, float, int]] = field(default_factory=dict)
 
     @property
     def runs(self) -> dict[str, Callable[..., Run]]:
@@ -152,9 +152,11 @@ class Pair:
             passes, steps, rate = self.long[method] if name.endswith(LONG) else (1.0, 1.0, 1.0)
             budget = replace(self.budget, learning=replace(self.budget.learning, lr=rate * self.budget.learning.lr))
             if name.endswith(MUON):
-                passes, steps = self.muon[method]
+                passes, steps, candidates = self.muon[method]
                 views, heavy = (Superimposed(share=0.3, views=views) for views in (budget.views, budget.heavy))
-                budget = replace(budget, learning=ORTHOGONAL, objective=LogitMSE(), views=views, heavy=heavy)
+                budget = replace(
+                    budget, learning=replace(ORTHOGONAL, candidates=candidates), objective=LogitMSE(), views=views, heavy=heavy
+                )
             budget = replace(budget, passes=int(passes * budget.passes), steps=int(steps * budget.steps))
             small = replace(budget, passes=64, steps=4, batch=8, mined=8, dreaming=2, inversion=2, width=8)
             return RUNS[method](small if tiny else budget)
@@ -352,7 +354,7 @@ PAIRS = {
         ),
         inherited=("di", "soft_targeted"),
         long={"real images": (1, 10, 1), "di": (6, 10, 1), "soft_targeted": (6, 10, 1), "cmi_warm": (4, 10, 1), "nayer": (2.5, 10, 0.5)},
-        muon={"real images": (1, 7), "di": (6, 7), "soft_targeted": (6, 7), "nayer": (2.5, 7)},
+        muon={"real images": (1, 16, 1), "di": (6, 16, 1), "soft_targeted": (6, 16, 1), "nayer": (2.5, 7, 4)},
         published={"di, long": "98.77", "soft_targeted, long": "99.08", "dafl": "98.1", "dfad": "98.3"},
         bfloat16=False,
     ),
