@@ -20,6 +20,7 @@ from fedimpr.data.faults import Fault
 from fedimpr.data.partition import Partition, deal
 from fedimpr.devices import placed
 from fedimpr.errors import ConfigError
+from fedimpr.observation import compiled
 from fedimpr.states import size_of
 from sim import tracking
 from sim.config import Settings, call, construct
@@ -281,6 +282,8 @@ def check(settings: Settings) -> None:
             raise ConfigError("model.options.turned", True, "false without tasks: nothing else teaches a model what turned images are")
     if settings.initial_weights is not None and settings.resume is None:  # a run that goes on has weights of its own
         initial_weights(settings)
+    with compiled(settings.compile):
+        pass  # there is a compiler
     tracking.check(settings.tracking)
     strategy_of(settings, Nobody())  # built and thrown away
     for partition in faults_of(settings):

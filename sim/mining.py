@@ -112,7 +112,8 @@ def mine(task: Task, folder: Path, *, workers: int, progress: Progress) -> tuple
         raise ConfigError("workers", workers, "an integer >= 1")
     if workers > job.streams:
         raise ConfigError("workers", workers, f"at most streams={job.streams}, since one worker mines a whole stream; or more streams")
-    task.build(), task.models(torch.device("cpu"))  # what is wrong is found before anything is written
+    with compiled(task.compile):
+        task.build(), task.models(torch.device("cpu"))  # what is wrong is found before anything is written
     with files.held(task.facts()):
         missing = {stream: parts for stream in range(job.streams) if (parts := files.missing(job, stream))}
         meter, streams = _Meter(task, [part for parts in missing.values() for part in parts], progress), list(missing)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+
+import pytest
 import torch
 from torch import nn
 
@@ -9,6 +12,8 @@ from fedimpr import seeds
 from fedimpr.ensemble import Ensemble
 from fedimpr.models import Classifier, build
 from fedimpr.synthesis.priors import Priors
+
+needs_a_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
 
 SHAPE = (1, 8, 8)
 CLASSES = 4

@@ -13,7 +13,7 @@ from fedimpr.ensemble import Ensemble
 from fedimpr.errors import FedimprError, TeacherError
 from fedimpr.observation import compiled, observe, observe_module, pass_of
 from fedimpr.synthesis.priors import RunningStatistics
-from tests.makers import SHAPE, small_ensemble, small_model
+from tests.makers import SHAPE, needs_a_compiler, small_ensemble, small_model
 
 IMAGES = torch.tensor([[0.0, 1.0], [0.5, 0.5]]).view(2, 1, 1, 2)
 
@@ -131,8 +131,6 @@ def test_no_hook_is_left_behind_where_there_is_no_final_layer() -> None:
 
 
 # --- compiled ---
-
-needs_a_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
 
 
 def close(one: torch.Tensor, two: torch.Tensor) -> bool:

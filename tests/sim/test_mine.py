@@ -34,7 +34,7 @@ from sim.mine import Settings, run
 from sim.mining import Task, mine
 from sim.parts import PartsFolder
 from sim.results import replace_file
-from tests.makers import CLASSES, SHAPE, small_ensemble, small_model
+from tests.makers import CLASSES, SHAPE, needs_a_compiler, small_ensemble, small_model
 from tests.sim.tiny import SMALL, tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -328,6 +328,7 @@ def test_two_workers_mine_the_same_images_as_one(teacher: Path, finished: tuple[
 
 
 @pytest.mark.slow
+@needs_a_compiler
 def test_compiled_it_mines_much_the_same_with_any_number_of_workers(teacher: Path, tmp_path: Path) -> None:
     task = task_of(teacher, "di", compile=True)
     one = mined(task, tmp_path / "one")

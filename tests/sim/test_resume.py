@@ -29,6 +29,7 @@ from sim.grid import LocalGrid
 from sim.local import run_local
 from sim.results import read_metrics
 from strategies.keep import Received
+from tests.makers import needs_a_compiler
 from tests.sim.power import Stopped, stopping
 from tests.sim.tiny import overrides, tiny
 
@@ -105,6 +106,7 @@ def test_whatever_was_saved_last_it_goes_on_to_the_same_weights(tmp_path: Path, 
 
 
 @pytest.mark.slow
+@needs_a_compiler
 @pytest.mark.parametrize("savings", [5, 12])
 def test_compiled_it_goes_on_to_the_same_weights(tmp_path: Path, savings: int) -> None:
     """In the middle of the first method's student and of the second's, by a process that has compiled nothing yet."""

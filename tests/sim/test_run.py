@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -313,6 +314,13 @@ def test_a_wrong_setting_of_the_runner_is_one_line(tmp_path: Path) -> None:
     for setting, allowed in (("threads=0", "an integer >= 1"), ("debug=1", "true or false")):
         with pytest.raises(ConfigError, match=f"'runtime.{setting.split('=')[0]}' is .*; allowed: {allowed}"):
             run_local(tiny(tmp_path, f"runtime.{setting}"))
+
+
+def test_without_a_compiler_a_run_that_wants_one_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(FedimprError, match="^compiling a network: there is no C.. compiler. Install g.., or set compile=false"):
+        run_local(tiny(tmp_path / "out", "compile=true", methods=["di"]))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("count", [1, 3])
