@@ -202,11 +202,8 @@ def ensemble(asked: Any) -> tuple[list[dict], str]:
 
 def through_a_compiler(asked: Any) -> tuple[list[dict], str]:
     """Rows and text of the fourth part."""
-    device, rows, text = (
-        asked.device,
-        [],
-        ["| network | batch | ms a step | compiled, ms | compiling, s | paid after steps |", "|---" * 6 + "|"],
-    )
+    device, rows = asked.device, []
+    text = ["| network | batch | ms a step | compiled, ms | compiling, s | paid after steps |", "|---" * 6 + "|"]
     torch._inductor.config.force_disable_caches = True
     precision = "float32" if device.type == "cpu" else "bfloat16"
     for name in ("LeNet-5 with batch norm", "ResNet-8", "WRN-40-2", "ResNet-34"):

@@ -110,8 +110,8 @@ _compiles: ContextVar[bool] = ContextVar("_compiles", default=False)
 def compiled(on: bool = True) -> Iterator[None]:
     """Inside the block the passes of :func:`observe`, and their way back, are code that ``torch.compile`` has made.
 
-    Each architecture is compiled once a process for every size of its batches and every choice of what is looked at: on a CPU a quarter of
-    a minute. What that gives is measured by ``benchmarks/synthesis_speed.py``. The last bits differ from those of other passes, and are the
+    Each architecture is compiled once a process for every size of its batches and every choice of what is looked at: on a CPU some
+    ten seconds. ``benchmarks/synthesis_speed.py`` measures what that gives. The last bits differ from those of other passes, and are the
     same each time. Members of an ensemble that are computed in one batched call are not compiled.
 
     Raises:

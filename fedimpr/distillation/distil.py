@@ -226,7 +226,7 @@ def _farthest(student: nn.Module, images: Tensor, wanted: Tensor, count: int) ->
     Its batch norm and its dropout are those of evaluation: whom it does not learn from leaves no trace in it.
     """
     student.eval()
-    apart: Tensor = (student(images).float() - wanted.float()).square().mean(1)
+    apart = (observe(student, images).logits - wanted).square().mean(1)
     student.train()
     return apart.topk(count).indices
 
