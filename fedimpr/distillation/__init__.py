@@ -5,6 +5,7 @@ from fedimpr.distillation.distil import Distillation, Mining, Spent, mine_and_di
 from fedimpr.distillation.mine import mine
 from fedimpr.distillation.objectives import LogitL1, LogitMSE, Objective, SoftDivergence, soft_divergence
 from fedimpr.distillation.resuming import Saves
+from fedimpr.distillation.starts import Starts
 
 __all__ = [
     "ContrastiveRepresentation",
@@ -16,6 +17,7 @@ __all__ = [
     "Saves",
     "SoftDivergence",
     "Spent",
+    "Starts",
     "mine",
     "mine_and_distil",
     "soft_divergence",

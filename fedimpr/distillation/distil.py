@@ -7,6 +7,7 @@ result is the student after the last step; no label of real data is ever looked 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,10 +15,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fedimpr import seeds
 from fedimpr.devices import accelerated, device_of
 from fedimpr.distillation.muon import Muon
 from fedimpr.distillation.objectives import Objective
 from fedimpr.distillation.resuming import Clock, Saves, Work
+from fedimpr.distillation.starts import Learner, Shown, Starts, last_left
 from fedimpr.errors import ConfigError, FedimprError
 from fedimpr.impressions import Bank, Source
 from fedimpr.observation import frozen, observe
@@ -127,6 +130,7 @@ def mine_and_distil(
     generator: torch.Generator,
     progress: Progress = silent,
     saves: Saves | None = None,
+    starts: Starts | None = None,
 ) -> Spent:
     """Train ``student`` in place.
 
@@ -146,14 +150,22 @@ def mine_and_distil(
         generator: the source of all randomness.
         progress: told after every step.
         saves: keeps the state, and gives it back: student, synthesizer, bank and generator then become what they were.
+        starts: other students that set out beside it once the first portion is mined; before its own first step ``student`` takes the
+            weights of the one that is left. There is no safe point in between: who is left is found anew.
 
     Raises:
         FedimprError: the student's loss is not finite.
     """
-    device = device_of(teacher)
-    with frozen(teacher):
+    device, batch = device_of(teacher), distillation.candidates * distillation.batch_size
+
+    def learner_of(student: nn.Module) -> Learner:
         objective = distillation.objective.bound(teacher, student, bank, shape, generator).to(device)
-    optimiser = distillation.optimiser_of([*student.parameters(), *objective.parameters()])
+        optimiser = distillation.optimiser_of([*student.parameters(), *objective.parameters()])
+        return Learner(student=student, objective=objective, optimiser=optimiser, batch_size=distillation.batch_size)
+
+    with frozen(teacher):
+        learner = learner_of(student)
+    objective, optimiser = learner.objective, learner.optimiser
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, distillation.steps)
     clock = Clock(device)
     work = Work(
@@ -183,27 +195,28 @@ def mine_and_distil(
         work.passes, work.mined = work.passes + impressions.teacher_passes, until
         safe_point()
 
+    def show() -> Shown:
+        sample = bank.sample(batch, generator)
+        images = distillation.views(sample.images, generator)
+        with torch.no_grad():
+            wanted = observe(teacher, images, features=objective.features)
+        return Shown(images=images, places=sample.places, wanted=wanted)
+
     for portion in range(work.portion, mining.portions):
         mine(mining.before, None)
         mine(mining.before + _until(mining.images - mining.before, portion, mining.portions), student)
+        if starts is not None and portion == 0 and not work.begun:
+            with clock("distilling"), frozen(teacher), accelerated(device), seeds.isolated(seeds.draw_seed(generator)):
+                learners = [learner_of(copy.deepcopy(student)), *map(learner_of, starts.others)]
+                for other in learners:
+                    other.student.train()
+                student.load_state_dict(last_left(learners, show, starts.steps, progress).state_dict())
         student.train()
         # Frozen once for the whole portion.
         with clock("distilling"), frozen(teacher), accelerated(device), work.learning():
             for _ in range(cosine.last_epoch, _until(distillation.steps, portion, mining.portions)):
-                sample = bank.sample(distillation.candidates * distillation.batch_size, generator)
-                images, places = distillation.views(sample.images, generator), sample.places
-                with torch.no_grad():
-                    wanted = observe(teacher, images, features=objective.features)
-                    if distillation.candidates > 1:
-                        chosen = _farthest(student, images, wanted.logits, distillation.batch_size)
-                        images, places = images[chosen], places[chosen]
-                        wanted = wanted._replace(logits=wanted.logits[chosen], features=wanted.features[chosen])
-                loss = objective(observe(student, images, features=objective.features), wanted, places)
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
+                work.loss = learner.learn(show())
                 cosine.step()
-                work.loss = loss.detach()
                 progress("distilling", cosine.last_epoch, distillation.steps, loss=work.loss)
                 safe_point()
         student.eval()
@@ -213,22 +226,11 @@ def mine_and_distil(
     if saves is not None:
         saves.save(work.state_dict())
     return Spent(
-        teacher_passes=work.passes + distillation.steps * distillation.candidates * distillation.batch_size,
+        teacher_passes=work.passes + (distillation.steps + (starts.shared if starts is not None else 0)) * batch,
         mining_passes=work.passes,
         mining_seconds=clock.seconds["mining"],
         distilling_seconds=clock.seconds["distilling"],
     )
-
-
-def _farthest(student: nn.Module, images: Tensor, wanted: Tensor, count: int) -> Tensor:
-    """The places of those images on which a student's logits are the farthest from the wanted ones, by their mean square.
-
-    Its batch norm and its dropout are those of evaluation: whom it does not learn from leaves no trace in it.
-    """
-    student.eval()
-    apart = (observe(student, images).logits - wanted).square().mean(1)
-    student.train()
-    return apart.topk(count).indices
 
 
 def _until(total: int, portion: int, portions: int) -> int:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedimpr.distillation import ContrastiveRepresentation, Distillation, Mining, Objective, SoftDivergence, Spent, mine_and_distil
+from fedimpr.distillation import ContrastiveRepresentation, Distillation, Mining, Objective, SoftDivergence, Spent, Starts, mine_and_distil
 from fedimpr.errors import FedimprError
 from fedimpr.impressions import Bank, Source
 from fedimpr.synthesis import Synthesizer
@@ -73,7 +73,7 @@ class Attempt:
         self.student, self.bank, self.generator = student(dropout), Bank(MINING.capacity), torch.Generator().manual_seed(3)
         self.synthesizer: Synthesizer = methods_of(settings_of(method))[method].synthesizer
 
-    def run(self, saves: Memory | None, objective: Objective = SOFT, optimizer: str = "sgd", **changes) -> Spent:
+    def run(self, saves: Memory | None, objective: Objective = SOFT, optimizer: str = "sgd", others: int = 0, **changes) -> Spent:
         values = {"steps": STEPS, "batch_size": 8, "candidates": 1, "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "views": MOVING}
         return mine_and_distil(
             small_model(0),
@@ -86,6 +86,7 @@ class Attempt:
             shape=SHAPE,
             generator=self.generator,
             saves=saves,
+            starts=Starts(others=[small_model(6 + place) for place in range(others)], steps=2) if others else None,
         )
 
     def end(self) -> dict[str, Tensor]:
@@ -106,6 +107,8 @@ def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
         ("di", {"optimizer": "adam"}, True),
         ("di", {"optimizer": "muon"}, False),
         ("di", {"optimizer": "sgd", "candidates": 3}, True),
+        ("di", {"optimizer": "muon", "others": 2}, False),
+        ("cmi", {"optimizer": "adam", "others": 1, "objective": CRD}, False),
         ("di", {"optimizer": "sgd", "objective": CRD}, False),
         ("cmi", {"optimizer": "adam", "objective": CRD}, False),  # a projection head and a memory
         ("fast", {"optimizer": "sgd"}, True),  # a generator, its optimiser and an average
