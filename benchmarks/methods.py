@@ -5,11 +5,11 @@
     python benchmarks/methods.py cifar10_wrn --device cuda
     python benchmarks/methods.py mnist --tiny
 
-The pairs and their settings stand in ``pairs.py``. A teacher is trained for every seed. Every finished run is a line of
-``results/methods_<pair>.jsonl``, with a fingerprint of its settings; a command that was stopped goes on with the runs that are missing,
-runs with settings of the past are made again, and with ``--again`` all that the command names. ``results/methods_<pair>`` is the table
-over the last run of every method and seed; rows that are of other settings than now say so. Settings were chosen with ``--validation``,
-which holds a tenth of the training images out and leaves the test set unread. Neither Flower nor Ray nor Hydra is needed.
+The pairs stand in ``pairs.py``, every method's settings in ``budgets.py``. A teacher is trained for every seed. Every finished run is a
+line of ``results/methods_<pair>.jsonl``, with a fingerprint of its settings; a command that was stopped goes on with the runs that are
+missing, runs with settings of the past are made again, and with ``--again`` all that the command names. ``results/methods_<pair>`` is the
+table over the last run of every method and seed; rows that are of other settings than now say so. Settings were chosen with
+``--validation``, which holds a tenth of the training images out and leaves the test set unread. Neither Flower nor Ray nor Hydra is needed.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from statistics import mean, median, stdev
 from typing import Any
 
 import torch
+from budgets import Run
 from common import RESULTS, write
 from given import Given
-from pairs import PAIRS, Pair, Run, started
+from pairs import COMPARED, PAIRS, Pair, started
 
 from fedimpr import models, seeds
 from fedimpr.data import Dataset, load
 from fedimpr.devices import accelerated, placed
-from fedimpr.distillation import mine_and_distil
+from fedimpr.distillation import Starts, mine_and_distil
 from fedimpr.evaluation import evaluate
 from fedimpr.impressions import Bank, Source
 from fedimpr.measures import describe
@@ -46,7 +47,8 @@ def main() -> None:
     parser.add_argument("pair", choices=sorted(PAIRS))
     parser.add_argument("--methods", nargs="+", help="all by default")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=1, help="runs side by side, each with one thread")
+    parser.add_argument("--workers", type=int, default=1, help="runs side by side")
+    parser.add_argument("--threads", type=int, default=1, help="of each run on a CPU")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--validation", action="store_true", help="evaluate on held-out training images")
     parser.add_argument("--again", action="store_true", help="make runs that are finished once more")
@@ -86,7 +88,7 @@ def main() -> None:
 def run(job: tuple[Any, str, int]) -> dict:
     """One method with one seed: its row."""
     asked, name, seed = job
-    torch.set_num_threads(1 if asked.device == "cpu" else 4)
+    torch.set_num_threads(asked.threads if asked.device == "cpu" else 4)
     pair = PAIRS[asked.pair]
     method: Run = pair.runs[name](tiny=asked.tiny)
     settings = fingerprint(pair, name, asked.tiny)
@@ -95,8 +97,11 @@ def run(job: tuple[Any, str, int]) -> dict:
         method.synthesizer.images = data.train.batch(torch.arange(min(method.mining.images, len(data.train))))[0]
     device = torch.device(asked.device)
     student = placed(models.build(seed=seeds.derive(seed, "student"), **pair.student), device)
+    others = [placed(models.build(seed=seeds.derive(seed, "student"), **pair.student), device) for _ in range(method.starts - 1)]
     if started(name) != name:
-        models.inherit(student, teacher)
+        units = seeds.generator(seed, "benchmark/units") if others else None
+        for heir in (student, *others):
+            models.inherit(heir, teacher, units)
     bank = Bank(method.mining.capacity)
     precision = torch.autocast("cpu", torch.bfloat16, enabled=pair.bfloat16 and asked.device == "cpu", cache_enabled=False)
     start = time.perf_counter()
@@ -111,6 +116,7 @@ def run(job: tuple[Any, str, int]) -> dict:
             source=Source(pair.teacher["name"], name, 1, seed),
             shape=pair.shape,
             generator=seeds.generator(seed, f"benchmark/{started(name)}"),
+            starts=Starts(others=others, steps=1 if asked.tiny else COMPARED) if others else None,
         )
     seconds = time.perf_counter() - start
     if seed == asked.seeds[0] and not asked.tiny:
@@ -132,7 +138,7 @@ def run(job: tuple[Any, str, int]) -> dict:
         "measures": describe(teacher, bank.images, bank.labels, real=real, limit=1000, batch=500, neighbours=5),
         "notes": bank.notes,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "device": torch.cuda.get_device_name() if asked.device == "cuda" else "cpu, 1 thread",
+        "device": torch.cuda.get_device_name() if asked.device == "cuda" else f"cpu, {asked.threads} thread{'s' * (asked.threads > 1)}",
     }
 
 
@@ -186,7 +192,8 @@ def last(rows: list[dict]) -> list[dict]:
 def fingerprint(pair: Pair, name: str, tiny: bool) -> str:
     """Of all that a run depends on besides its seed and the library: another one, another experiment."""
     taught = pair.plain if pair.taught(name) == "plain" else pair.teacher
-    said = [pair.shape, taught, pair.student, pair.training(tiny=tiny), pair.bfloat16, pair.runs[name](tiny=tiny)]
+    run = pair.runs[name](tiny=tiny)
+    said = [pair.shape, taught, pair.student, pair.training(tiny=tiny), pair.bfloat16, run, *([run.starts, COMPARED] * (run.starts > 1))]
     return hashlib.sha256(repr(said).encode()).hexdigest()[:12]
 
 

@@ -20,9 +20,10 @@ from statistics import median
 from typing import Any
 
 import torch
+from budgets import priors
 from common import write
 from ensemble import clock
-from pairs import CIFAR10, MNIST, priors
+from pairs import CIFAR10, MNIST
 from race import loop
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from budgets import Run
 from common import RESULTS, write
 from given import Given
 from methods import current, data_of, fingerprint, lines, listed, spread, teacher_of, work
-from pairs import PAIRS, Run
+from pairs import PAIRS
 
 from fedimpr import models, seeds
 from fedimpr.distillation import Mining, mine_and_distil
