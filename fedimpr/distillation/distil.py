@@ -154,8 +154,11 @@ def mine_and_distil(
             weights of the one that is left. There is no safe point in between: who is left is found anew.
 
     Raises:
+        ConfigError: a student of ``starts`` is of another architecture.
         FedimprError: the student's loss is not finite.
     """
+    if starts is not None:
+        starts.check(student)
     device, batch = device_of(teacher), distillation.candidates * distillation.batch_size
 
     def learner_of(student: nn.Module) -> Learner:

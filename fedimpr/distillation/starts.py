@@ -37,7 +37,18 @@ class Starts:
     @property
     def shared(self) -> int:
         """Steps until one student is left: of the last two, and so of the teacher."""
-        return self.steps * ((1 << len(self.others).bit_length()) - 1)
+        return _until_one(1 + len(self.others), self.steps)
+
+    def check(self, student: nn.Module) -> None:
+        """Refuse others that are no students of the first one's architecture.
+
+        Raises:
+            ConfigError: the tensors of one of them have other names or shapes than the student's.
+        """
+        wanted = _shapes(student)
+        for place, other in enumerate(self.others):
+            if _shapes(other) != wanted:
+                raise ConfigError(f"starts.others[{place}]", type(other).__name__, "a network of the student's architecture")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +106,7 @@ def last_left(learners: Sequence[Learner], show: Callable[[], Shown], steps: int
         steps: before the first choice.
         progress: told after each step.
     """
-    done, total = 0, steps * ((1 << (len(learners) - 1).bit_length()) - 1)
+    done, total = 0, _until_one(len(learners), steps)
     while len(learners) > 1:
         losses = torch.zeros(len(learners))
         for step in range(steps):
@@ -109,6 +120,15 @@ def last_left(learners: Sequence[Learner], show: Callable[[], Shown], steps: int
         learners = [learners[place] for place in order[: (len(learners) + 1) // 2]]
         steps *= 2
     return learners[0].student
+
+
+def _until_one(students: int, steps: int) -> int:
+    """Steps of the last two: as many halvings as it takes, each after twice as many steps as the one before."""
+    return steps * ((1 << (students - 1).bit_length()) - 1)
+
+
+def _shapes(network: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in network.state_dict().items()}
 
 
 def _farthest(student: nn.Module, images: Tensor, wanted: Tensor, count: int) -> Tensor:

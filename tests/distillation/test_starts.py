@@ -87,6 +87,13 @@ def test_a_comparison_of_no_steps_is_refused() -> None:
         Starts(others=[], steps=0)
 
 
+def test_a_student_of_another_architecture_is_refused_before_anything_is_mined() -> None:
+    student = small_model(5)
+    with pytest.raises(ConfigError, match=r"starts\.others\[1\].*the student's architecture"):
+        distil(student, [small_model(6), small_model(7, batch_norm=False)])
+    assert all(map(torch.equal, student.parameters(), small_model(5).parameters()))
+
+
 def distil(student: nn.Module, others: list[nn.Module] | None, *, steps: int = 1, seed: int = 0, lr: float = 0.02, **changes) -> Spent:
     how = {"candidates": 2, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.0, "views": STILL, "objective": LogitMSE(), **changes}
     return mine_and_distil(
