@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from fedimpr import seeds
 from fedimpr.devices import accelerated, device_of
+from fedimpr.distillation.learning import Learner, Shown
 from fedimpr.distillation.muon import Muon
 from fedimpr.distillation.objectives import Objective
 from fedimpr.distillation.resuming import Clock, Saves, Work
-from fedimpr.distillation.starts import Learner, Shown, Starts, last_left
+from fedimpr.distillation.starts import Starts, last_left
 from fedimpr.errors import ConfigError, FedimprError
 from fedimpr.impressions import Bank, Source
 from fedimpr.observation import frozen, observe

@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fedimpr.distillation.objectives import Loss
+from fedimpr.distillation.learning import Learner, Shown
 from fedimpr.errors import ConfigError
-from fedimpr.observation import Observation, observe
 from fedimpr.synthesis.base import Progress
 
 
@@ -51,52 +50,6 @@ class Starts:
                 raise ConfigError(f"starts.others[{place}]", type(other).__name__, "a network of the student's architecture")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shown:
-    """What students learn from in one step.
-
-    Attributes:
-        images: (N, C, H, W), views of impressions.
-        places: (N,), of the impressions in their bank.
-        wanted: what the teacher sees in them.
-    """
-
-    images: Tensor
-    places: Tensor
-    wanted: Observation
-
-
-@dataclass(frozen=True, kw_only=True)
-class Learner:
-    """A student, and what moves its weights.
-
-    Attributes:
-        student: in training mode.
-        objective: its loss.
-        optimiser: of the student's and the objective's parameters.
-        batch_size: of so many of the images that it is shown it learns: those on which its logits are the farthest from the wanted ones.
-    """
-
-    student: nn.Module
-    objective: Loss
-    optimiser: torch.optim.Optimizer
-    batch_size: int
-
-    def learn(self, shown: Shown) -> Tensor:
-        """Take one step; its loss, ()."""
-        images, places, wanted = shown.images, shown.places, shown.wanted
-        if len(images) > self.batch_size:
-            with torch.no_grad():
-                chosen = _farthest(self.student, images, wanted.logits, self.batch_size)
-                images, places = images[chosen], places[chosen]
-                wanted = wanted._replace(logits=wanted.logits[chosen], features=wanted.features[chosen])
-        loss: Tensor = self.objective(observe(self.student, images, features=self.objective.features), wanted, places)
-        self.optimiser.zero_grad()
-        loss.backward()
-        self.optimiser.step()
-        return loss.detach()
-
-
 def last_left(learners: Sequence[Learner], show: Callable[[], Shown], steps: int, progress: Progress) -> nn.Module:
     """The student that is left after successive halving; see :class:`Starts`. A loss that is not finite is the worst.
 
@@ -116,7 +69,7 @@ def last_left(learners: Sequence[Learner], show: Callable[[], Shown], steps: int
                 losses = losses.to(now.device) + now
             done += 1
             progress("choosing a start", done, total, left=len(learners))
-        order = losses.nan_to_num(nan=torch.inf).argsort(stable=True).tolist()
+        order = losses.argsort(stable=True).tolist()  # NaN comes last
         learners = [learners[place] for place in order[: (len(learners) + 1) // 2]]
         steps *= 2
     return learners[0].student
@@ -129,14 +82,3 @@ def _until_one(students: int, steps: int) -> int:
 
 def _shapes(network: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in network.state_dict().items()}
-
-
-def _farthest(student: nn.Module, images: Tensor, wanted: Tensor, count: int) -> Tensor:
-    """The places of those images on which a student's logits are the farthest from the wanted ones, by their mean square.
-
-    Its batch norm and its dropout are those of evaluation: whom it does not learn from leaves no trace in it.
-    """
-    student.eval()
-    apart = (observe(student, images).logits - wanted).square().mean(1)
-    student.train()
-    return apart.topk(count).indices

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from fedimpr.distillation import Distillation, LogitMSE, Mining, Spent, Starts, mine_and_distil
-from fedimpr.distillation.starts import Learner, Shown, last_left
+from fedimpr.distillation.learning import Learner, Shown
+from fedimpr.distillation.starts import last_left
 from fedimpr.errors import ConfigError
 from fedimpr.impressions import Bank, Source
 from fedimpr.observation import Observation
