@@ -3,13 +3,14 @@
 from fedimpr.distillation.contrastive import ContrastiveRepresentation
 from fedimpr.distillation.distil import Distillation, Mining, Spent, mine_and_distil
 from fedimpr.distillation.mine import mine
-from fedimpr.distillation.objectives import LogitL1, LogitMSE, Objective, SoftDivergence, soft_divergence
+from fedimpr.distillation.objectives import Hints, LogitL1, LogitMSE, Objective, SoftDivergence, soft_divergence
 from fedimpr.distillation.resuming import Saves
 from fedimpr.distillation.starts import Starts
 
 __all__ = [
     "ContrastiveRepresentation",
     "Distillation",
+    "Hints",
     "LogitL1",
     "LogitMSE",
     "Mining",

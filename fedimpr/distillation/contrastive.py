@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from fedimpr import seeds
 from fedimpr.devices import device_of
-from fedimpr.distillation.objectives import Loss, soft_divergence
+from fedimpr.distillation.objectives import Loss, penultimate_sizes, soft_divergence
 from fedimpr.errors import ConfigError
 from fedimpr.impressions import Bank
-from fedimpr.observation import Features, Observation, frozen, observe
+from fedimpr.observation import Features, Observation
 from fedimpr.synthesis.base import require
 
 
@@ -67,12 +67,9 @@ class ContrastiveRepresentation:
         Raises:
             TeacherError: teacher or student has no final linear layer to take penultimate features from.
         """
-        device = device_of(teacher)
-        black = torch.zeros(1, *shape, device=device)
-        with torch.no_grad(), frozen(student):
-            sizes = [observe(model, black, features="penultimate").features.shape[1] for model in (teacher, student)]
+        of_teacher, of_student = penultimate_sizes(teacher, student, shape)
         with seeds.isolated(seeds.draw_seed(generator)):
-            return _Contrast(self, bank, sizes[0], sizes[1], seeds.on_device(generator, device))
+            return _Contrast(self, bank, of_teacher, of_student, seeds.on_device(generator, device_of(teacher)))
 
 
 class _Contrast(Loss):

@@ -15,8 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedimpr import seeds
+from fedimpr.devices import device_of
+from fedimpr.errors import ConfigError
 from fedimpr.impressions import Bank
-from fedimpr.observation import Features, Observation
+from fedimpr.observation import Features, Observation, frozen, observe
 from fedimpr.synthesis.base import require
 
 
@@ -102,6 +105,69 @@ class LogitMSE:
     def bound(self, teacher: nn.Module, student: nn.Module, bank: Bank, shape: tuple[int, int, int], generator: torch.Generator) -> Loss:
         """As :meth:`Objective.bound`."""
         return _OfLogits(F.mse_loss)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hints:
+    """Another objective, and the mean squared difference of the features before the final layers.
+
+    Such features are the hints of FitNets (Romero et al., ICLR 2015), there of a layer in the middle and before the objective's own steps.
+    Logits tell of a teacher's features only what its final layer looks at. A student that learns the others as well is nearer to it on
+    images unlike the impressions that it learned from: see ``benchmarks/results/methods_mnist.md``.
+
+    Attributes:
+        objective: of the logits, or of the same features.
+        weight: of the hints, >= 0; their size is that of the features' squares.
+    """
+
+    objective: Objective
+    weight: float
+
+    def __post_init__(self) -> None:
+        require(self, at_least_zero=("weight",))
+
+    def bound(self, teacher: nn.Module, student: nn.Module, bank: Bank, shape: tuple[int, int, int], generator: torch.Generator) -> Loss:
+        """As :meth:`Objective.bound`.
+
+        Where a student has more or fewer features than its teacher, a linear regressor that learns beside it turns them into as many.
+
+        Raises:
+            TeacherError: teacher or student has no final linear layer to take features from.
+            ConfigError: the objective looks at other features.
+        """
+        loss = self.objective.bound(teacher, student, bank, shape, generator)
+        if loss.features not in (None, "penultimate"):
+            raise ConfigError("objective", type(self.objective).__name__, "one of the logits, or of the features before the final layer")
+        wanted, mine = penultimate_sizes(teacher, student, shape)
+        with seeds.isolated(seeds.draw_seed(generator)):
+            regressor = nn.Identity() if mine == wanted else nn.Linear(mine, wanted)
+        return _WithHints(loss, regressor, self.weight)
+
+
+def penultimate_sizes(teacher: nn.Module, student: nn.Module, shape: tuple[int, int, int]) -> tuple[int, int]:
+    """How many features enter the final layers of a teacher and of a student on images (C, H, W).
+
+    Raises:
+        TeacherError: one of them has no final linear layer.
+    """
+    black = torch.zeros(1, *shape, device=device_of(teacher))
+    with torch.no_grad(), frozen(student):
+        of_teacher, of_student = (observe(model, black, features="penultimate").features.shape[1] for model in (teacher, student))
+    return of_teacher, of_student
+
+
+class _WithHints(Loss):
+    """A loss, and hints beside it."""
+
+    features: Features | None = "penultimate"
+
+    def __init__(self, loss: Loss, regressor: nn.Module, weight: float) -> None:
+        super().__init__()
+        self.loss, self.regressor, self.weight = loss, regressor, weight
+
+    def forward(self, student: Observation, teacher: Observation, places: Tensor) -> Tensor:
+        loss: Tensor = self.loss(student, teacher, places)
+        return loss + self.weight * F.mse_loss(self.regressor(student.features), teacher.features)
 
 
 class _OfLogits(Loss):

@@ -10,7 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedimpr.distillation import ContrastiveRepresentation, Distillation, Mining, Objective, SoftDivergence, Spent, Starts, mine_and_distil
+from fedimpr.distillation import (
+    ContrastiveRepresentation,
+    Distillation,
+    Hints,
+    Mining,
+    Objective,
+    SoftDivergence,
+    Spent,
+    Starts,
+    mine_and_distil,
+)
 from fedimpr.errors import FedimprError
 from fedimpr.impressions import Bank, Source
 from fedimpr.synthesis import Synthesizer
@@ -110,6 +120,7 @@ def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
         ("di", {"optimizer": "muon", "others": 2}, False),
         ("cmi", {"optimizer": "adam", "others": 1, "objective": CRD}, False),
         ("di", {"optimizer": "sgd", "objective": CRD}, False),
+        ("di", {"optimizer": "muon", "candidates": 2, "others": 1, "objective": Hints(objective=SOFT, weight=2.0)}, False),
         ("cmi", {"optimizer": "adam", "objective": CRD}, False),  # a projection head and a memory
         ("fast", {"optimizer": "sgd"}, True),  # a generator, its optimiser and an average
     ],
