@@ -8,7 +8,7 @@ from typing import Any
 
 from budgets import ORTHOGONAL, RUNS, Budget, Learning, Run
 
-from fedimpr.distillation import LogitL1, LogitMSE, SoftDivergence
+from fedimpr.distillation import Hints, LogitL1, LogitMSE, SoftDivergence
 from fedimpr.training import LocalTraining
 from fedimpr.views import Dilated, Distorted, Superimposed, Views
 
@@ -44,6 +44,7 @@ class Pair:
             choose each one from.
         chosen: likewise, where the student is the best of ``STARTS`` that begin with random units of every layer of their teacher, under
             the name ``"<method>, Muon, chosen"``.
+        other: by method, what of the budget is another where the student is chosen.
     """
 
     said: str
@@ -60,6 +61,7 @@ class Pair:
     bfloat16: bool
     muon: Mapping[str, tuple[float, float, int]] = field(default_factory=dict)
     chosen: Mapping[str, tuple[float, float, int]] = field(default_factory=dict)
+    other: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def runs(self) -> dict[str, Callable[..., Run]]:
@@ -76,6 +78,7 @@ class Pair:
                     budget, learning=replace(ORTHOGONAL, candidates=candidates), objective=LogitMSE(), views=views, heavy=heavy
                 )
             budget = replace(budget, passes=int(passes * budget.passes), steps=int(steps * budget.steps))
+            budget = replace(budget, **(self.other.get(method, {}) if name.endswith(CHOSEN) else {}))
             small = replace(budget, passes=64, steps=4, batch=8, mined=8, dreaming=2, inversion=2, width=8)
             return replace(RUNS[method](small if tiny else budget), starts=STARTS if name.endswith(CHOSEN) else 1)
 
@@ -164,7 +167,13 @@ PAIRS = {
         inherited=("di", "soft_targeted"),
         long={"real images": (1, 10, 1), "di": (6, 10, 1), "soft_targeted": (6, 10, 1), "cmi_warm": (4, 10, 1), "nayer": (2.5, 10, 0.5)},
         muon={"real images": (1, 16, 1), "di": (6, 16, 1), "soft_targeted": (6, 16, 1), "nayer": (2.5, 7, 4)},
-        chosen={"soft_targeted": (6, 10, 4), "nayer": (2.5, 8, 4)},
+        chosen={"soft_targeted": (12, 15, 4), "nayer": (2.5, 8, 4)},
+        other={
+            "soft_targeted": {
+                "dreaming": 120, "brightness": 0.03, "moved": Views(shift=0.1, scale=(0.7, 5.0), rotation=25.0, flip=False),
+                "objective": Hints(objective=LogitMSE(), weight=2.0),
+            },
+        },
         published={
             "di, long": "98.77", "soft_targeted, long": "99.08", "soft_targeted, Muon, chosen": "99.08", "dafl": "98.1", "dfad": "98.3",
         },
