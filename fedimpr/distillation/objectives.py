@@ -112,8 +112,8 @@ class Hints:
     """Another objective, and the mean squared difference of the features before the final layers.
 
     Such features are the hints of FitNets (Romero et al., ICLR 2015), there of a layer in the middle and before the objective's own steps.
-    Logits tell of a teacher's features only what its final layer looks at. A student that learns the others as well is a little nearer to it on
-    images unlike the impressions that it learned from: see ``benchmarks/results/methods_mnist.md``.
+    Logits tell of a teacher's features only what its final layer looks at. A student that learns all of them is a little nearer to it
+    on images unlike the impressions that it learned from: see ``benchmarks/results/methods_mnist.md``.
 
     Attributes:
         objective: of the logits, or of the same features.
