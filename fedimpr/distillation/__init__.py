@@ -4,6 +4,7 @@ from fedimpr.distillation.contrastive import ContrastiveRepresentation
 from fedimpr.distillation.distil import Distillation, Mining, Spent, mine_and_distil
 from fedimpr.distillation.mine import mine
 from fedimpr.distillation.objectives import Hints, LogitL1, LogitMSE, Objective, SoftDivergence, soft_divergence
+from fedimpr.distillation.reconstructing import reconstruct
 from fedimpr.distillation.resuming import Saves
 from fedimpr.distillation.starts import Starts
 
@@ -21,5 +22,6 @@ __all__ = [
     "Starts",
     "mine",
     "mine_and_distil",
+    "reconstruct",
     "soft_divergence",
 ]
