@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
         "first_round.py",
         "memory.py",
         "methods.py mnist --methods di cmi dfq",
+        "nearer_start.py",
         "runners.py",
         "synthesis_speed.py",
         "target_mismatch.py mnist",
