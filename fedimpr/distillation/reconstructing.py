@@ -25,8 +25,10 @@ def reconstruct(smaller: nn.Module, larger: nn.Module, images: Tensor) -> None:
     fitted by least squares to what the larger network answers, on what the smaller one has made of the images so far (He, Zhang and Sun,
     "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, section 3). What it costs to leave a unit out is known
     without another fit (Optimal Brain Surgeon, Hassibi and Stork, NIPS 1992, for all weights of a unit at once). A network as wide as
-    the larger one in all layers becomes the same function on such images. A short schedule gains by it; after some thousand steps it is
-    no better than :func:`fedimpr.models.inherit` (``benchmarks/results/methods_mnist.md``).
+    the larger one in all layers becomes the same function on such images.
+
+    A short schedule gains by it (``benchmarks/results/nearer_start.md``). After 9,000 steps the best of sixteen students that began with
+    units as they were (:func:`fedimpr.models.inherit`) is as near.
 
     Both are chains of convolutions and full connections, each layer reading what the one before it made and nothing else. The work grows
     with the cube of the weights of one unit of the larger one: seconds for a LeNet-5.
