@@ -47,17 +47,14 @@ def reconstruct(smaller: nn.Module, larger: nn.Module, images: Tensor) -> None:
         _check(links, wide)
         wanted = wide[0].answer(theirs)
         fit = _fitted(*_squares(links[0].read(x), wanted))
-        for place, link in enumerate(links):
-            kept = torch.arange(len(wide[place].layer.weight), device=x.device)
-            if place + 1 < len(links):
-                made, after = link.passed(link.computed(x, fit)), links[place + 1]
-                theirs = wide[place].passed(wanted)
-                wanted = wide[place + 1].answer(theirs)
-                squares, products = _squares(after.read(made), wanted)
-                kept, next_fit = _thinned(squares, products, len(kept), len(link.layer.weight))
-                x = made.unflatten(1, (len(wide[place].layer.weight), -1))[:, kept].flatten(1, 2)
+        for place, link in enumerate(links[:-1]):
+            units, after = len(wide[place].layer.weight), links[place + 1]
+            made = link.passed(link.computed(x, fit))
+            wanted = wide[place + 1].answer(wide[place].passed(wanted))
+            kept, next_fit = _thinned(*_squares(after.read(made), wanted), units, len(link.layer.weight))
             link.take(fit[:, kept])
-            fit = next_fit
+            x, fit = made.unflatten(1, (units, -1))[:, kept].flatten(1, 2), next_fit
+        links[-1].take(fit)
 
 
 class _Link(NamedTuple):

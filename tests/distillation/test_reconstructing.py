@@ -38,6 +38,13 @@ def test_a_network_of_the_same_widths_becomes_the_same_function() -> None:
     assert all(p.requires_grad for p in smaller.parameters()) and not smaller.training
 
 
+def test_a_single_layer_is_its_larger_one() -> None:
+    torch.manual_seed(0)
+    smaller, larger = (nn.Sequential(nn.Flatten(), nn.Linear(6, 3)) for _ in range(2))
+    reconstruct(smaller, larger, torch.randn(50, 1, 2, 3))
+    torch.testing.assert_close(smaller[1].weight, larger[1].weight, atol=1e-4, rtol=1e-4)
+
+
 def test_a_unit_that_repeats_another_one_is_not_missed() -> None:
     """The last layer weighs the unit that is left by the sum of both weights."""
     larger, smaller = perceptron(4, 0), perceptron(3, 1)
