@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedimpr.errors import ConfigError
 from fedimpr.observation import frozen
+from fedimpr.synthesis.base import classes_of
 
 RIDGE = 1e-6  # of the mean square of a layer's inputs: keeps weights small that no image says anything about
 CHUNK = 500  # images whose patches are held at a time
@@ -40,13 +41,16 @@ def reconstruct(smaller: nn.Module, larger: nn.Module, images: Tensor) -> None:
 
     Raises:
         ConfigError: a network is not such a chain, or the larger one has other layers or a narrower one.
+        TeacherError: the larger network cannot take the images, or its logits are not finite.
     """
+    classes_of(larger, (images.shape[1], images.shape[2], images.shape[3]), images.device)
     with torch.no_grad(), frozen(smaller, larger):
         x, links = _chain("smaller", smaller, images)
         theirs, wide = _chain("larger", larger, images)
         _check(links, wide)
         wanted = wide[0].answer(theirs)
-        fit = _fitted(*_squares(links[0].read(x), wanted))
+        squares, products = _squares(links[0].read(x), wanted)
+        fit = _inverse(squares) @ products
         for place, link in enumerate(links[:-1]):
             units, after = len(wide[place].layer.weight), links[place + 1]
             made = link.passed(link.computed(x, fit))
@@ -119,19 +123,22 @@ def _chain(name: str, network: nn.Module, images: Tensor) -> tuple[Tensor, list[
     read = [given for leaf, given, _ in calls if links and leaf is links[0].layer]
     # Each call reads the very tensor that the one before it made: nothing is added or left out in between.
     passed_on = all(made is given for (_, _, made), (_, given, _) in zip(calls, [*calls[1:], (network, logits, logits)], strict=True))
-    plain = all(link.layer.groups == 1 and not isinstance(link.layer.padding, str) for link in links if isinstance(link.layer, nn.Conv2d))
+    kernels = [link.layer for link in links if isinstance(link.layer, nn.Conv2d)]
+    plain = all(layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str) for layer in kernels)
     if not (links and passed_on and plain and len(calls) == len({leaf for leaf, _, _ in calls})):
-        raise ConfigError(name, type(network).__name__, "a chain of convolutions, without groups, and full connections")
+        raise ConfigError(name, type(network).__name__, "a chain of plain convolutions and full connections")
     return read[0], links
 
 
 def _check(links: list[_Link], wide: list[_Link]) -> None:
-    def form(link: _Link) -> tuple[object, ...]:
+    def form(link: _Link) -> list[object]:
         layer = link.layer
-        return (layer.kernel_size, layer.stride, layer.padding, layer.dilation) if isinstance(layer, nn.Conv2d) else ()
+        shape = (layer.kernel_size, layer.stride, layer.padding, layer.dilation) if isinstance(layer, nn.Conv2d) else ()
+        return [type(layer), *shape, *map(str, link.rest)]
 
     if [form(link) for link in links] != [form(link) for link in wide]:
-        raise ConfigError("larger", f"{len(wide)} layers", f"a network of the same {len(links)} layers as the smaller one")
+        found = f"{len(wide)} layers with weights, not those of the smaller one"
+        raise ConfigError("larger", found, f"a network of the same {len(links)} layers, with the same ones in between")
     for place, (link, other) in enumerate(zip(links, wide, strict=True)):
         if link.norm is not None or link.layer.bias is None:
             raise ConfigError("smaller", f"layer {place + 1}", "layers with biases and without batch norm")
@@ -155,13 +162,10 @@ def _squares(read: Callable[[slice], Tensor], wanted: Tensor) -> tuple[Tensor, T
 
 def _inverse(squares: Tensor) -> Tensor:
     """The inverse of mean products, the least of a ridge on them."""
-    ridge = RIDGE * squares.diagonal()[:-1].mean() * torch.eye(len(squares), device=squares.device, dtype=squares.dtype)
+    size = squares.diagonal()[:-1].mean().clamp_min(1e-6)  # all that is read may be zero, as behind a dead layer
+    ridge = RIDGE * size * torch.eye(len(squares), device=squares.device, dtype=squares.dtype)
     inverse: Tensor = torch.linalg.inv(squares + ridge)
     return inverse
-
-
-def _fitted(squares: Tensor, products: Tensor) -> Tensor:
-    return _inverse(squares) @ products
 
 
 def _thinned(squares: Tensor, products: Tensor, units: int, keep: int) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedimpr.distillation import reconstruct
-from fedimpr.errors import ConfigError
+from fedimpr.errors import ConfigError, TeacherError
 from fedimpr.models import build, inherit
 
 MNIST = {"shape": (1, 28, 28), "classes": 10, "mean": [0.1], "std": [0.3]}
@@ -86,6 +86,16 @@ def test_it_starts_nearer_than_the_units_as_they_were(batch_norm: bool) -> None:
     assert near < far / 4
 
 
+def test_a_dead_layer_leaves_the_mean_answer() -> None:
+    """Nothing tells the images apart behind it, so the best fit is a constant: the larger network's, which is one, too."""
+    larger, smaller = perceptron(4, 0), perceptron(3, 1)
+    with torch.no_grad():
+        larger[1].bias.fill_(-1e3)
+        x = torch.randn(50, 1, 2, 3, generator=torch.Generator().manual_seed(2))
+        reconstruct(smaller, larger, x)
+        torch.testing.assert_close(smaller(x), larger(x), atol=1e-3, rtol=1e-3)
+
+
 def refused(smaller: nn.Module, larger: nn.Module) -> str:
     with pytest.raises(ConfigError) as error:
         reconstruct(smaller, larger, images(8))
@@ -100,4 +110,16 @@ def test_networks_that_it_cannot_start_are_refused() -> None:
     assert "at least 6" in refused(lenet, half)
     assert "without batch norm" in refused(build("lenet5_half", seed=0, batch_norm=True, **MNIST), lenet)
     assert "same 5 layers" in refused(half, nn.Sequential(nn.Flatten(), nn.Linear(784, 10)))
+    in_between = nn.Sequential(nn.Flatten(), nn.Linear(784, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    assert "in between" in refused(nn.Sequential(nn.Flatten(), nn.Linear(784, 3), nn.LayerNorm(3), nn.Linear(3, 2)), in_between)
     assert "as many classes" in refused(half, build("lenet5", seed=0, batch_norm=False, **{**MNIST, "classes": 12}))
+
+
+def test_a_teacher_that_is_broken_is_named() -> None:
+    larger, smaller = perceptron(4, 0), perceptron(3, 1)
+    with pytest.raises(TeacherError, match="cannot take images of shape"):
+        reconstruct(smaller, larger, torch.zeros(4, 1, 5, 5))
+    with torch.no_grad():
+        larger[1].weight[0, 0] = torch.nan
+    with pytest.raises(TeacherError, match="not finite"):
+        reconstruct(smaller, larger, torch.zeros(4, 1, 2, 3))
