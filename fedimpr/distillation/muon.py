@@ -9,10 +9,12 @@ import math
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 COEFFICIENTS, ITERATIONS = (3.4445, -4.7750, 2.0315), 5  # as published: singular values end between 0.7 and 1.2, and soon
 SECOND_MOMENT, EPSILON = 0.999, 1e-8  # Adam's
+NOTHING = 1e-20  # of a norm of 1: the mean of a unit that died fades until it is denormal, and some CPUs multiply such numbers very slowly
 
 
 class Muon(torch.optim.Optimizer):
@@ -64,7 +66,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     near = matrix.T if tall else matrix
-    near = near / near.norm().clamp(min=1e-30)
+    near = F.hardshrink(near / near.norm().clamp(min=1e-30), NOTHING)
     for _ in range(ITERATIONS):
         gram = near @ near.T
         near = torch.addmm(near, torch.addmm(gram, gram, gram, beta=b, alpha=c), near, beta=a)
