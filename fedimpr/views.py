@@ -97,7 +97,7 @@ class Distorted:
         """Distorted images (N, C, H, W) in [0, 1]."""
         source = seeds.on_device(generator, images.device)
         u = torch.rand(4, len(images), 1, 1, 1, generator=source, device=images.device)
-        images = torch.where(u[0] < self.blur, F.avg_pool2d(images, 3, 1, 1, count_include_pad=False), images)
+        images = torch.where(u[0] < self.blur, _blurred(images), images)
         if self.contrast > 1:
             factor = 1 / self.contrast + (self.contrast - 1 / self.contrast) * u[1]
             images = (factor * (images - u[2]) + u[3] / 2).clamp(0, 1)
@@ -163,6 +163,21 @@ def _check_share(key: str, share: float) -> None:
 def _chosen(images: Tensor, share: float, source: torch.Generator) -> Tensor:
     """Which images (N, 1, 1, 1) are of a random share."""
     return torch.rand(len(images), 1, 1, 1, generator=source, device=images.device) < share
+
+
+def _blurred(images: Tensor) -> Tensor:
+    """The mean of those of the 3x3 around each pixel that are inside, rows first: half the time of a CPU's mean-pooling."""
+    sums = F.pad(images, (1, 1, 1, 1))
+    for axis, size in ((-1, images.shape[-1]), (-2, images.shape[-2])):
+        sums = sums.narrow(axis, 0, size) + sums.narrow(axis, 1, size) + sums.narrow(axis, 2, size)
+    height, width = (_neighbours(size, images) for size in images.shape[-2:])
+    return sums / (height[:, None] * width)
+
+
+def _neighbours(size: int, like: Tensor) -> Tensor:
+    """How many of each place, the one before it and the one after it are inside."""
+    places = torch.arange(size, device=like.device)
+    return (1 + (places > 0).int() + (places < size - 1).int()).to(like.dtype)
 
 
 def _brightest(images: Tensor) -> Tensor:

@@ -96,6 +96,13 @@ def test_blur_averages_over_three_by_three_pixels() -> None:
     assert distorted(blur=1.0)(corner, generator())[0, 0, 0, 0].item() == pytest.approx(1 / 4)
 
 
+@given(st.integers(1, 7), st.integers(1, 7), st.integers(1, 3), st.integers(0, 99))
+def test_blur_is_a_mean_pooling_of_what_is_inside(height: int, width: int, channels: int, seed: int) -> None:
+    images = torch.rand(2, channels, height, width, generator=generator(seed))
+    expected = torch.nn.functional.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
+    torch.testing.assert_close(distorted(blur=1.0)(images, generator()), expected)
+
+
 def test_about_the_given_share_of_images_is_blurred() -> None:
     images = torch.rand(400, 1, 4, 4, generator=generator(1))
     same = (distorted(blur=0.3)(images, generator()) == images).flatten(1).all(1)
