@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -166,22 +167,18 @@ def _chosen(images: Tensor, share: float, source: torch.Generator) -> Tensor:
 
 
 def _blurred(images: Tensor) -> Tensor:
-    """The mean of those of the 3x3 around each pixel that are inside, rows first: half the time of a CPU's mean-pooling."""
-    sums = F.pad(images, (1, 1, 1, 1))
-    for axis, size in ((-1, images.shape[-1]), (-2, images.shape[-2])):
-        sums = sums.narrow(axis, 0, size) + sums.narrow(axis, 1, size) + sums.narrow(axis, 2, size)
-    height, width = (_neighbours(size, images) for size in images.shape[-2:])
-    return sums / (height[:, None] * width)
-
-
-def _neighbours(size: int, like: Tensor) -> Tensor:
-    """How many of each place, the one before it and the one after it are inside."""
-    places = torch.arange(size, device=like.device)
-    return (1 + (places > 0).int() + (places < size - 1).int()).to(like.dtype)
+    """The mean of those of the 3x3 around each pixel that are inside: a CPU's mean-pooling takes twice as long."""
+    inside = torch.ones_like(images[:1, :1])
+    return _around(images, torch.add) / _around(inside, torch.add)
 
 
 def _brightest(images: Tensor) -> Tensor:
-    """The brightest of the 3x3 around each pixel, along rows and then along columns: a CPU's max-pooling takes fifteen times as long."""
-    wide = F.pad(images, (1, 1, 1, 1))  # the black around images is never the brightest
-    rows = torch.maximum(torch.maximum(wide[..., :-2], wide[..., 1:-1]), wide[..., 2:])
-    return torch.maximum(torch.maximum(rows[..., :-2, :], rows[..., 1:-1, :]), rows[..., 2:, :])
+    """The brightest of the 3x3 around each pixel: a CPU's max-pooling takes fifteen times as long."""
+    return _around(images, torch.maximum)  # the black around images is never the brightest
+
+
+def _around(images: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The 3x3 around each pixel combined, black around images, along rows and then along columns."""
+    wide = F.pad(images, (1, 1, 1, 1))
+    rows = combine(combine(wide[..., :-2], wide[..., 1:-1]), wide[..., 2:])
+    return combine(combine(rows[..., :-2, :], rows[..., 1:-1, :]), rows[..., 2:, :])
